@@ -1,0 +1,52 @@
+"""The Cython backend: one source, built once for each instruction set, the best one chosen here.
+
+The environment variable ``FASTAE_ISA`` ("x86-64", "x86-64-v3", "x86-64-v4"; elsewhere the one name
+of the machine) forces a choice, so that each can be tested on one machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+
+from fastae.kernels.table import KERNELS
+
+PADDED = True
+FUSED_UPDATE = True
+
+#: Instruction sets, best first, and the extension module of each.
+VARIANTS = (
+    {"x86-64-v4": "_x86_64_v4", "x86-64-v3": "_x86_64_v3", "x86-64": "_baseline"}
+    if platform.machine().lower() in ("x86_64", "amd64")
+    else {platform.machine().lower(): "_baseline"}
+)
+
+
+def _choose():
+    forced = os.environ.get("FASTAE_ISA")
+    if forced and forced not in VARIANTS:
+        raise ValueError(f"FASTAE_ISA: expected one of {', '.join(VARIANTS)}, got {forced!r}")
+    for name in [forced] if forced else VARIANTS:
+        module = importlib.import_module(f"{__name__}.{VARIANTS[name]}")
+        if module.supported():
+            return name, module
+    raise ImportError(f"FASTAE_ISA: this processor has no {forced}")
+
+
+instruction_set, _module = _choose()
+Executor = _module.Executor
+globals().update(_module.KERNEL_OBJECTS)
+
+
+def prepare(array):
+    """What a kernel takes in place of an array: the array itself."""
+    return array
+
+
+def describe() -> dict[str, str]:
+    """Instruction set and compiler of the kernels in use."""
+    return {"instruction set": instruction_set, "compiler": _module.COMPILER}
+
+
+__all__ = ["FUSED_UPDATE", "PADDED", "VARIANTS", "Executor", "describe", "instruction_set", "prepare", *KERNELS]

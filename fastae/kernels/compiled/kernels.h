@@ -1,0 +1,132 @@
+/* The C part of the compiled kernels: vectors, their maths and the register tiles, for float and double. */
+#ifndef FASTAE_KERNELS_H
+#define FASTAE_KERNELS_H
+
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if !defined(__GNUC__)
+#error "fastae is compiled with GCC or Clang: its kernels are written in their vector extensions"
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define STATIC static __attribute__((unused))
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
+/* Codes of the activations, as in table.py (a test compares them). */
+enum { LINEAR, RELU, SIGMOID, TANH };
+
+/* Vector width and tile sizes that keep every accumulator in a register:
+ * 32 registers hold 5 x 5 and what feeds them, 16 hold 4 x 2 (SSE2, which has no FMA) or 4 x 3. */
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define TILE_COLUMNS 5
+#define DOT_ROWS 4
+#elif defined(__AVX2__)
+#define VECTOR_BYTES 32
+#define TILE_COLUMNS 3
+#define DOT_ROWS 2
+#elif defined(__aarch64__)
+#define VECTOR_BYTES 16
+#define TILE_COLUMNS 5
+#define DOT_ROWS 4
+#else
+#define VECTOR_BYTES 16
+#define TILE_COLUMNS 2
+#define DOT_ROWS 2
+#endif
+#define TILE_MOST_ROWS 8
+
+/* The most rows of a tile that is `vectors` wide. */
+static inline int tile_rows(int vectors)
+{
+#if TILE_COLUMNS > 3
+    static const int most[] = {0, 8, 8, 8, 6, 5};
+#else
+    static const int most[] = {0, 8, 4, 4};
+#endif
+    return most[vectors];
+}
+
+static const double INVERSE_FACTORIAL[] = {
+    1, 1, 1. / 2, 1. / 6, 1. / 24, 1. / 120, 1. / 720, 1. / 5040, 1. / 40320, 1. / 362880,
+    1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800.,
+};
+
+#define REAL float
+#define INTEGER int32_t
+#define INTEGER_MAX INT32_MAX
+#define REAL_BITS 32
+#define F(name) name##_f32
+#define EXPONENT_BIAS 127
+#define MANTISSA_BITS 23
+#define EXP_LOWEST (-104.0)
+#define MAGIC 12582912.0 /* 1.5 2^23 */
+#define LN2_HIGH 0.693145751953125 /* 15 bits, so that j LN2_HIGH is exact */
+#define LN2_LOW 1.428606820309417e-6
+#define SERIES_TERMS 7
+#include "simd.h"
+#include "maths.h"
+#include "tiles.h"
+#undef V
+#undef VI
+#undef LANES
+#undef REAL
+#undef INTEGER
+#undef INTEGER_MAX
+#undef REAL_BITS
+#undef F
+#undef EXPONENT_BIAS
+#undef MANTISSA_BITS
+#undef EXP_LOWEST
+#undef LN2_HIGH
+#undef LN2_LOW
+#undef SERIES_TERMS
+#undef MAGIC
+
+#define REAL double
+#define INTEGER int64_t
+#define INTEGER_MAX INT64_MAX
+#define REAL_BITS 64
+#define F(name) name##_f64
+#define EXPONENT_BIAS 1023
+#define MANTISSA_BITS 52
+#define EXP_LOWEST (-746.0)
+#define MAGIC 6755399441055744.0 /* 1.5 2^52 */
+#define LN2_HIGH 0.693147180369123816490 /* 32 bits */
+#define LN2_LOW 1.90821492927058770002e-10
+#define SERIES_TERMS 13
+#include "simd.h"
+#include "maths.h"
+#include "tiles.h"
+#undef V
+#undef VI
+#undef LANES
+#undef REAL
+#undef INTEGER
+#undef INTEGER_MAX
+#undef REAL_BITS
+#undef F
+
+/* Does this processor (and its system) have what this file was compiled for? */
+static int cpu_supported(void)
+{
+#if defined(__AVX512F__)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+#elif defined(__AVX2__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+#else
+    return 1;
+#endif
+}
+
+#endif

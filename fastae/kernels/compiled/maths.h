@@ -1,0 +1,122 @@
+/* Activations on vectors: one formula each, the one stated in table.py.
+ *
+ * Everything exponential comes from one function, exp and exp - 1 of an argument <= 0:
+ *   x = j ln2 + r with |r| <= ln2 / 2;   q = e^r - 1 by its Taylor series;   e^x = 2^j q + 2^j.
+ * exp - 1 keeps its relative precision near 0, which tanh needs. The series has the terms that bring its error
+ * below half an ulp: r^7 in float32, r^13 in float64.
+ */
+typedef struct { V exp, expm1; } F(Exp);
+
+/* 2^j, where the bits of `j` are those of MAGIC + j: the shift leaves nothing of MAGIC but the j. */
+INLINE V F(power_of_two)(VI j) { return (V)((j + EXPONENT_BIAS) << MANTISSA_BITS); }
+
+INLINE F(Exp) F(exp_negative)(V x)
+{
+    /* Below EXP_LOWEST the exponential is 0; the clamp keeps 2^(j/2) in range. A NaN stays one. */
+    x = F(pick)(x < (REAL)EXP_LOWEST, F(splat)((REAL)EXP_LOWEST), x);
+    /* Adding MAGIC rounds to a whole number, which then stands in the lowest bits. */
+    const V t = x * (REAL)1.44269504088896340736 + (REAL)MAGIC;
+    const V j = t - (REAL)MAGIC;
+    const V r = (x - j * (REAL)LN2_HIGH) - j * (REAL)LN2_LOW;
+    V p = F(splat)((REAL)INVERSE_FACTORIAL[SERIES_TERMS]);
+    UNROLL for (int i = SERIES_TERMS - 1; i >= 2; i--) p = p * r + (REAL)INVERSE_FACTORIAL[i];
+    const V q = r + (r * r) * p;
+    /* 2^j in two factors: j itself may lie below the smallest normal exponent. */
+    const V half = j * (REAL)0.5 + (REAL)MAGIC;
+    const V s1 = F(power_of_two)((VI)half), s2 = F(power_of_two)((VI)t - (VI)half + (VI)F(splat)((REAL)MAGIC));
+    return (F(Exp)){.exp = (q * s1 + s1) * s2, .expm1 = (q * s1) * s2 + (s1 * s2 - 1)};
+}
+
+INLINE V F(sigmoid)(V x)
+{
+    const V e = F(exp_negative)(-F(magnitude)(x)).exp;
+    return F(pick)(x < 0, e, F(splat)(1)) / (1 + e);
+}
+
+INLINE V F(tanh)(V x)
+{
+    const V e = F(exp_negative)(-2 * F(magnitude)(x)).expm1; /* e^(-2|x|) - 1, in [-1, 0] */
+    const V t = -e / (2 + e);
+    return (V)((VI)t | ((VI)x & ~INTEGER_MAX)); /* with the sign of x */
+}
+
+INLINE V F(activate)(V x, int activation)
+{
+    switch (activation) {
+    case RELU: return F(pick)(x < 0, F(splat)(0), x); /* keeps a NaN */
+    case SIGMOID: return F(sigmoid)(x);
+    case TANH: return F(tanh)(x);
+    default: return x;
+    }
+}
+
+/* dy f'(x), written in y = f(x) */
+INLINE V F(slope)(V dy, V y, int activation)
+{
+    switch (activation) {
+    case RELU: return F(pick)(y > 0, dy, F(splat)(0));
+    case SIGMOID: return dy * (y * (1 - y));
+    case TANH: return dy * (1 - y * y);
+    default: return dy;
+    }
+}
+
+/* The same two on `size` numbers in a row; the switch on the activation is taken once. Any of the arrays may be one. */
+#define MAP_FORWARD(code) \
+    case code: \
+        for (i = 0; i < size; i += LANES) \
+            F(store_part)(y + i, F(activate)(F(load_part)(x + i, size - i), code), size - i); \
+        break;
+#define MAP_BACKWARD(code) \
+    case code: \
+        for (i = 0; i < size; i += LANES) \
+            F(store_part)(dx + i, F(slope)(F(load_part)(dy + i, size - i), F(load_part)(y + i, size - i), code), size - i); \
+        break;
+
+STATIC void F(map_activate)(const REAL *x, REAL *y, Py_ssize_t size, int activation)
+{
+    Py_ssize_t i;
+    switch (activation) {
+        MAP_FORWARD(LINEAR)
+        MAP_FORWARD(RELU)
+        MAP_FORWARD(SIGMOID)
+        MAP_FORWARD(TANH)
+    }
+}
+
+STATIC void F(map_slope)(const REAL *dy, const REAL *y, REAL *dx, Py_ssize_t size, int activation)
+{
+    Py_ssize_t i;
+    switch (activation) {
+        MAP_BACKWARD(LINEAR)
+        MAP_BACKWARD(RELU)
+        MAP_BACKWARD(SIGMOID)
+        MAP_BACKWARD(TANH)
+    }
+}
+#undef MAP_FORWARD
+#undef MAP_BACKWARD
+
+/* Squared error of one row: its sum, and da = scale 2 (y - target) f'(y). */
+INLINE REAL F(squared_error_of)(const REAL *y, const REAL *target, REAL *da, Py_ssize_t size, REAL scale,
+                                const int activation)
+{
+    V sum = {0};
+    for (Py_ssize_t i = 0; i < size; i += LANES) {
+        const V out = F(load_part)(y + i, size - i);
+        const V error = out - F(load_part)(target + i, size - i);
+        sum += error * error;
+        F(store_part)(da + i, F(slope)(error * (2 * scale), out, activation), size - i);
+    }
+    return F(lane_sum)(sum) * scale;
+}
+
+STATIC REAL F(squared_error)(const REAL *y, const REAL *target, REAL *da, Py_ssize_t size, REAL scale, int activation)
+{
+    switch (activation) {
+    case RELU: return F(squared_error_of)(y, target, da, size, scale, RELU);
+    case SIGMOID: return F(squared_error_of)(y, target, da, size, scale, SIGMOID);
+    case TANH: return F(squared_error_of)(y, target, da, size, scale, TANH);
+    default: return F(squared_error_of)(y, target, da, size, scale, LINEAR);
+    }
+}

@@ -1,0 +1,45 @@
+/* A barrier for the threads that run one Program: spin for a moment, then give the processor away,
+ * so that more threads than processors slow down and do not stop. */
+#ifndef FASTAE_TEAM_H
+#define FASTAE_TEAM_H
+
+#include <stdint.h>
+#if defined(_WIN32)
+#include <windows.h>
+#define FASTAE_YIELD() SwitchToThread()
+#else
+#include <sched.h>
+#define FASTAE_YIELD() sched_yield()
+#endif
+#if defined(__x86_64__)
+#define FASTAE_PAUSE() __builtin_ia32_pause()
+#else
+#define FASTAE_PAUSE() ((void)0)
+#endif
+
+#define FASTAE_SPINS 2000
+
+typedef struct {
+    int64_t arrived;
+    char apart[56]; /* the two on cache lines of their own */
+    int64_t round;
+} Barrier;
+
+static inline void barrier_wait(Barrier *barrier, Py_ssize_t parts)
+{
+    if (parts == 1) return;
+    const int64_t round = __atomic_load_n(&barrier->round, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&barrier->arrived, 1, __ATOMIC_ACQ_REL) == parts) {
+        __atomic_store_n(&barrier->arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&barrier->round, round + 1, __ATOMIC_RELEASE);
+        return;
+    }
+    for (int spins = 0; __atomic_load_n(&barrier->round, __ATOMIC_ACQUIRE) == round;) {
+        if (++spins < FASTAE_SPINS)
+            FASTAE_PAUSE();
+        else
+            FASTAE_YIELD();
+    }
+}
+
+#endif

@@ -1,0 +1,131 @@
+/* Register tiles: the two products a dense layer is made of, for one small block of the result.
+ *
+ * outer tile   c[r, :] = sum_p a(r, p) b[p, :]      vectors along the columns; forward (a = x, b = w) and dw (a = x^T, b = da)
+ * dot tile     c[r, q] = sum_m a[r, m] b[q, m]      vectors along the sum; dx (a = da, b = w), where w stays as it is
+ *
+ * Every number is summed in an order that depends on the shape of the layer alone: a row has the same bits
+ * wherever it stands in whichever batch, and on any number of threads.
+ */
+
+/* What becomes of the sums of an outer tile. */
+#ifndef FASTAE_TILE_MODES
+#define FASTAE_TILE_MODES
+enum { TILE_STORE, TILE_SGD };
+#endif
+
+/* R rows x C vectors of accumulators; R and C are constants where this is inlined, so they live in registers.
+ * `last` is the number of columns of the last vector. */
+INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_row, Py_ssize_t a_step, const REAL *b,
+                          Py_ssize_t b_step, Py_ssize_t steps, const REAL *bias, REAL *c, Py_ssize_t c_row,
+                          Py_ssize_t last, int mode, REAL rate)
+{
+    V acc[TILE_MOST_ROWS][TILE_COLUMNS];
+    if (mode == TILE_SGD) /* what is updated comes from the second cache: ask for it before the sums begin */
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < C; j++)
+            __builtin_prefetch(c + r * c_row + j * LANES, 1);
+    UNROLL for (int j = 0; j < C; j++)
+    {
+        const V first = bias ? F(load_part)(bias + j * LANES, j == C - 1 ? last : LANES) : (V){0};
+        UNROLL for (int r = 0; r < R; r++) acc[r][j] = first;
+    }
+    if (last == LANES) {
+        for (Py_ssize_t p = 0; p < steps; p++) {
+            V bp[TILE_COLUMNS];
+            UNROLL for (int j = 0; j < C; j++) bp[j] = F(load)(b + p * b_step + j * LANES);
+            UNROLL for (int r = 0; r < R; r++)
+            {
+                const V ar = F(splat)(a[r * a_row + p * a_step]);
+                UNROLL for (int j = 0; j < C; j++) acc[r][j] += ar * bp[j];
+            }
+        }
+    } else {
+        for (Py_ssize_t p = 0; p < steps; p++) {
+            V bp[TILE_COLUMNS];
+            UNROLL for (int j = 0; j < C - 1; j++) bp[j] = F(load)(b + p * b_step + j * LANES);
+            bp[C - 1] = F(load_part)(b + p * b_step + (C - 1) * LANES, last);
+            UNROLL for (int r = 0; r < R; r++)
+            {
+                const V ar = F(splat)(a[r * a_row + p * a_step]);
+                UNROLL for (int j = 0; j < C; j++) acc[r][j] += ar * bp[j];
+            }
+        }
+    }
+    if (mode == TILE_SGD) {
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < C; j++)
+        {
+            REAL *to = c + r * c_row + j * LANES;
+            const Py_ssize_t count = j == C - 1 ? last : LANES;
+            F(store_part)(to, F(load_part)(to, count) - rate * acc[r][j], count);
+        }
+    } else {
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < C; j++)
+            F(store_part)(c + r * c_row + j * LANES, acc[r][j], j == C - 1 ? last : LANES);
+    }
+}
+
+#define OUTER(R, C) \
+    case (C) * 16 + (R): \
+        F(outer_tile)(R, C, a, a_row, a_step, b, b_step, steps, bias, c, c_row, last, mode, rate); \
+        break;
+#define OUTER_1_4(C) OUTER(1, C) OUTER(2, C) OUTER(3, C) OUTER(4, C)
+
+/* One tile of `rows` <= most rows x `columns` columns. */
+STATIC void F(outer)(const REAL *a, Py_ssize_t a_row, Py_ssize_t a_step, const REAL *b, Py_ssize_t b_step,
+                     Py_ssize_t steps, const REAL *bias, REAL *c, Py_ssize_t c_row, Py_ssize_t rows,
+                     Py_ssize_t columns, int mode, REAL rate)
+{
+    const Py_ssize_t vectors = (columns + LANES - 1) / LANES;
+    const Py_ssize_t last = columns - (vectors - 1) * LANES;
+    switch (vectors * 16 + rows) {
+        OUTER_1_4(1) OUTER(5, 1) OUTER(6, 1) OUTER(7, 1) OUTER(8, 1)
+        OUTER_1_4(2)
+#if TILE_COLUMNS > 2
+        OUTER_1_4(3)
+#endif
+#if TILE_COLUMNS > 3
+        OUTER(5, 2) OUTER(6, 2) OUTER(7, 2) OUTER(8, 2)
+        OUTER(5, 3) OUTER(6, 3) OUTER(7, 3) OUTER(8, 3)
+        OUTER_1_4(4) OUTER(5, 4) OUTER(6, 4)
+        OUTER_1_4(5) OUTER(5, 5)
+#endif
+    }
+}
+#undef OUTER
+#undef OUTER_1_4
+
+/* DOT_ROWS x 4 dot products of length m; rows and columns beyond the edge repeat the last one and are not stored. */
+STATIC void F(dot)(const REAL *a, Py_ssize_t a_row, const REAL *b, Py_ssize_t b_row, Py_ssize_t m, REAL *c,
+                   Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns)
+{
+    const REAL *ar[DOT_ROWS], *bq[4];
+    V acc[DOT_ROWS * 4];
+    UNROLL for (int r = 0; r < DOT_ROWS; r++) ar[r] = a + (r < rows ? r : rows - 1) * a_row;
+    UNROLL for (int q = 0; q < 4; q++) bq[q] = b + (q < columns ? q : columns - 1) * b_row;
+    UNROLL for (int i = 0; i < DOT_ROWS * 4; i++) acc[i] = (V){0};
+    const Py_ssize_t whole = m / LANES * LANES;
+    for (Py_ssize_t i = 0; i < whole; i += LANES) {
+        V bv[4];
+        UNROLL for (int q = 0; q < 4; q++) bv[q] = F(load)(bq[q] + i);
+        UNROLL for (int r = 0; r < DOT_ROWS; r++)
+        {
+            const V av = F(load)(ar[r] + i);
+            UNROLL for (int q = 0; q < 4; q++) acc[r * 4 + q] += av * bv[q];
+        }
+    }
+    if (whole < m) { /* zeros beyond the end: the padding of a row is never read */
+        V bv[4];
+        UNROLL for (int q = 0; q < 4; q++) bv[q] = F(load_part)(bq[q] + whole, m - whole);
+        UNROLL for (int r = 0; r < DOT_ROWS; r++)
+        {
+            const V av = F(load_part)(ar[r] + whole, m - whole);
+            UNROLL for (int q = 0; q < 4; q++) acc[r * 4 + q] += av * bv[q];
+        }
+    }
+    REAL sums[DOT_ROWS * 4];
+    UNROLL for (int i = 0; i < DOT_ROWS * 4; i += LANES) F(store)(sums + i, F(lane_sums)(acc + i));
+    if (columns == 4)
+        for (Py_ssize_t r = 0; r < rows; r++) memcpy(c + r * c_row, sums + r * 4, 4 * sizeof(REAL));
+    else
+        for (Py_ssize_t r = 0; r < rows; r++)
+            for (Py_ssize_t q = 0; q < columns; q++) c[r * c_row + q] = sums[r * 4 + q];
+}
