@@ -44,8 +44,8 @@ class Activation:
     exact: bool = False  # maps integers to integers
 
 
-#: Sigmoid and tanh use the form whose exponential cannot overflow:
-#: with e = exp(-|x|), sigmoid is 1/(1+e) or e/(1+e), tanh is sign(x) (1-e^2)/(1+e^2).
+#: Sigmoid and tanh use the form whose exponential cannot overflow: with e = exp(-|x|) sigmoid is 1/(1+e) for
+#: x >= 0 and e/(1+e) below; with u = exp(-2|x|) - 1, precise near 0 too, tanh is sign(x) (-u)/(2+u).
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {
         "linear": Activation(0, "x", "1", 0, exact=True),
@@ -155,7 +155,7 @@ class Kernel:
 _ARRAY = re.compile(r"(\w+)\[([\w,]+)\](\?)?(?::(\w+))?")
 
 ACTIVATION = Constant("activation", "activation", "linear", doc="name of the activation")
-LEARNING_RATE = Constant("learning_rate", "real", None, 0.0, "step size, > 0")
+LEARNING_RATE = Constant("learning_rate", "real", None, 0.0, "step size, >= 0")
 STRIDE = Constant("stride", "int", None, 1, "distance between kept columns, >= 1")
 
 

@@ -1,0 +1,114 @@
+"""Train and run autoencoders on a CPU, fast.
+
+The same kernels are written four times, as scalar loops, NumPy, Numba and Cython, behind one interface:
+choose with :func:`set_backend`, declare a :class:`Network`, train it with a :class:`Trainer`, or call the
+kernels themselves in :mod:`fastae.ops`.
+
+``import fastae`` imports nothing else. Every name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and editors read instead of _HOME
+    from fastae import (
+        backend,
+        callbacks,
+        datasets,
+        initializers,
+        layers,
+        losses,
+        models,
+        ops,
+        optimizers,
+        plots,
+        program,
+    )
+    from fastae.backend import available_backends, get_backend, set_backend, show_versions, use_backend
+    from fastae.callbacks import Callback, Progress
+    from fastae.layers import Activation, Dense, Parallel, Subsample
+    from fastae.network import Network, Recipe
+    from fastae.optimizers import SGD
+    from fastae.trainer import DivergenceError, History, Trainer
+
+__version__ = "0.1.0"
+
+#: The module of each public name; a module is its own home.
+_HOME = {
+    "backend": "backend",
+    "callbacks": "callbacks",
+    "datasets": "datasets",
+    "initializers": "initializers",
+    "layers": "layers",
+    "losses": "losses",
+    "models": "models",
+    "ops": "ops",
+    "optimizers": "optimizers",
+    "plots": "plots",
+    "program": "program",
+    "available_backends": "backend",
+    "get_backend": "backend",
+    "set_backend": "backend",
+    "show_versions": "backend",
+    "use_backend": "backend",
+    "Callback": "callbacks",
+    "Progress": "callbacks",
+    "Activation": "layers",
+    "Dense": "layers",
+    "Parallel": "layers",
+    "Subsample": "layers",
+    "Network": "network",
+    "Recipe": "network",
+    "SGD": "optimizers",
+    "DivergenceError": "trainer",
+    "History": "trainer",
+    "Trainer": "trainer",
+}
+
+__all__ = [
+    "SGD",
+    "Activation",
+    "Callback",
+    "Dense",
+    "DivergenceError",
+    "History",
+    "Network",
+    "Parallel",
+    "Progress",
+    "Recipe",
+    "Subsample",
+    "Trainer",
+    "__version__",
+    "available_backends",
+    "backend",
+    "callbacks",
+    "datasets",
+    "get_backend",
+    "initializers",
+    "layers",
+    "losses",
+    "models",
+    "ops",
+    "optimizers",
+    "plots",
+    "program",
+    "set_backend",
+    "show_versions",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{home}")
+    value = module if home == name else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,193 @@
+"""The executor of the backends whose kernels Python itself calls: ``scalar`` and ``numpy``.
+
+The array behind every operand is bound once for a routine and a number of rows; what is left for
+each batch is a loop over ready calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from fastae.kernels.table import KERNELS, Array
+
+if TYPE_CHECKING:
+    from fastae.program import Program, Routine, Slot
+
+__all__ = ["PythonExecutor"]
+
+Call = tuple[Callable[..., None], tuple[Any, ...]]
+
+_MOST_BOUND = 64  # routines x row counts remembered; a caller that varies the rows cannot grow it
+
+
+class _Bound(NamedTuple):
+    """A routine bound to the arena for one number of rows."""
+
+    routine: Routine  # kept alive: it is looked up by its id
+    before: list[Call]  # up to the loss
+    after: list[Call]
+    input: Any
+    target: Any
+    output: np.ndarray | None
+    loss: memoryview | None
+
+
+class PythonExecutor:
+    """Runs the routines of a Program by calling one Python function an instruction.
+
+    A backend derives from it and sets `kernels` to its module.
+
+    Parameters
+    ----------
+    program : Program
+        A lowered program with contiguous (not padded) slots.
+    arena : ndarray of shape (program.arena_size,) and program.dtype
+        The block all its arrays live in.
+    n_threads : int
+        Must be 1.
+
+    Raises
+    ------
+    ValueError
+        If `n_threads` is not 1.
+    """
+
+    kernels: ClassVar[ModuleType]
+
+    def __init__(self, program: Program, arena: np.ndarray, n_threads: int = 1) -> None:
+        if n_threads != 1:
+            backend = self.kernels.__name__.rpartition(".")[2]
+            raise ValueError(
+                f"n_threads: expected 1 (fastae.kernels.{backend} has no threads), got {n_threads}"
+            )
+        self._arena = arena
+        self._header = arena[: 64 // arena.itemsize].view(np.int64)
+        self._batch_size = int(program.batch_size)
+        self._bound: dict[tuple[int, int], _Bound] = {}
+
+    def _rows(self, slot: Slot, rows: int) -> np.ndarray:
+        """First `rows` rows of a batched slot as a matrix."""
+        width = math.prod(slot.shape[1:])
+        return self._arena[slot.offset : slot.offset + rows * width].reshape(rows, width)
+
+    def _bind(self, routine: Routine, rows: int) -> _Bound:
+        key = (id(routine), rows)
+        bound = self._bound.get(key)
+        if bound is not None:
+            return bound
+        kernels = tuple(KERNELS.values())
+        prepare = self.kernels.prepare
+        absent = prepare(np.empty(0, self._arena.dtype))
+        calls: list[Call] = []
+        for code in routine.encode(rows):
+            kernel = kernels[code[0]]
+            operands = code[2:]
+            reals = operands.view(np.float64)
+            count = len(kernel.arguments)
+            dims = {name: int(operands[count + i]) for i, name in enumerate(kernel.dims)}
+            values: list[Any] = []
+            for i, argument in enumerate(kernel.arguments):
+                if not isinstance(argument, Array):
+                    values.append(float(reals[i]) if argument.kind == "real" else int(operands[i]))
+                elif operands[i] < 0:
+                    values.append(absent)
+                else:
+                    shape = kernel.shape(argument, dims)
+                    start = int(operands[i])
+                    values.append(prepare(self._arena[start : start + math.prod(shape)].reshape(shape)))
+            calls.append((getattr(self.kernels, kernel.name), tuple(values)))
+        loss = routine.loss
+        bound = _Bound(
+            routine,
+            calls[: routine.check],
+            calls[routine.check :],
+            prepare(self._rows(routine.input, rows)),
+            None if routine.target is None else prepare(self._rows(routine.target, rows)),
+            None if routine.output is None else self._rows(routine.output, rows),
+            None if loss is None else memoryview(self._arena[loss.offset : loss.offset + 1]),
+        )
+        if len(self._bound) >= _MOST_BOUND:
+            self._bound.clear()
+        self._bound[key] = bound
+        return bound
+
+    def run(
+        self,
+        routine: Routine,
+        data: np.ndarray,
+        target: np.ndarray | None,
+        order: np.ndarray | None,
+        *,
+        losses: np.ndarray | None = None,
+        out: np.ndarray | None = None,
+        control: np.ndarray | None = None,
+    ) -> None:
+        """Run a routine over the rows of `data`, a batch at a time.
+
+        Parameters
+        ----------
+        routine : Routine
+            What to run.
+        data : ndarray of shape (n, k) and program.dtype
+            Gathered into the routine's input.
+        target : ndarray of shape (n, m) and program.dtype, or None
+            Gathered into the routine's target; None where the routine reads none of its own.
+        order : int64 ndarray, or None
+            Rows of `data` in the order to take them; None for all of them as they lie.
+        losses : float64 ndarray, optional
+            Receives the loss of each batch.
+        out : ndarray of shape (len(order), ...), optional
+            Receives the routine's output.
+        control : int64 ndarray of 8, optional
+            ``[0]`` set by another thread stops the run after the batch at hand, ``[1]`` batches done,
+            ``[2]`` the batch whose loss was not finite, or -1.
+        """
+        if control is None:
+            control = np.zeros(8, np.int64)
+        control[1] = 0
+        control[2] = -1
+        if order is None:
+            order = np.arange(len(data), dtype=np.int64)
+        prepare = self.kernels.prepare
+        gather = self.kernels.gather_rows
+        source = prepare(data)
+        wanted = None if target is None else prepare(target)
+        rows_of = prepare(order)
+        signals = memoryview(control)
+        header = memoryview(self._header)
+        batch_size = self._batch_size
+        trains = routine.trains
+        batch = 0
+        # Non-finite numbers are looked for in the loss, once a batch.
+        with np.errstate(all="ignore"):
+            for start in range(0, len(order), batch_size):
+                rows = rows_of[start : start + batch_size]
+                count = len(rows)
+                bound = self._bind(routine, count)
+                gather(source, rows, bound.input)
+                if wanted is not None:
+                    gather(wanted, rows, bound.target)
+                for kernel, arguments in bound.before:
+                    kernel(*arguments)
+                if bound.loss is not None:
+                    loss = bound.loss[0]
+                    if losses is not None:
+                        losses[batch] = loss
+                    if not math.isfinite(loss):
+                        signals[2] = batch
+                        return
+                for kernel, arguments in bound.after:
+                    kernel(*arguments)
+                if trains:
+                    header[0] += 1
+                if out is not None:
+                    out[start : start + count] = bound.output.reshape(out[start : start + count].shape)
+                batch += 1
+                signals[1] = batch
+                if signals[0]:
+                    return

@@ -1,0 +1,236 @@
+"""Fixtures of the whole suite, and the arguments of any kernel, derived from its row.
+
+A test module has what is defined here through fixtures, because two conftest modules of one name cannot
+both be imported: ``make_case(row, dims, dtype, ...)`` makes a :class:`Case`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fastae import backend as backends
+from fastae.kernels.table import ACTIVATIONS, Array, Constant, Kernel
+
+GUARD = 256  # bytes before and after an array; more than any vector or row padding
+GUARD_BYTE = 0xA5
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave ``pytest --benchmark-only`` to benchmarks/."""
+    by_default = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return True if by_default and config.getoption("benchmark_only", default=False) else None
+
+
+def load_or_skip(name: str) -> backends.Backend:
+    """Load a backend; where it cannot be loaded fail in CI, where all must be there, and skip elsewhere."""
+    try:
+        return backends.load(name)
+    except ImportError as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI has every backend, but: {error}")
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=backends.NAMES)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Name of each backend."""
+    load_or_skip(request.param)
+    return request.param
+
+
+@pytest.fixture
+def loaded(backend: str) -> backends.Backend:
+    """Each backend."""
+    return backends.load(backend)
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> np.dtype:
+    return np.dtype(request.param)
+
+
+@pytest.fixture(scope="session")
+def make_case() -> type[Case]:
+    return Case
+
+
+class Guarded:
+    """An array in the middle of a block of bytes that nobody may touch.
+
+    It is aligned for its dtype and no more, so that a kernel that takes a wider alignment for granted
+    crashes here and not at a user's.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        size = math.prod(shape) * dtype.itemsize
+        self.block = np.full(2 * GUARD + size + 128, GUARD_BYTE, np.uint8)
+        self.start = GUARD + -(self.block.ctypes.data + GUARD) % 64 + dtype.itemsize
+        self.stop = self.start + size
+        self.array = self.block[self.start : self.stop].view(dtype).reshape(shape)
+
+    def check(self, name: str) -> None:
+        around = np.concatenate([self.block[: self.start], self.block[self.stop :]])
+        assert (around == GUARD_BYTE).all(), f"{name}: written outside the array"
+
+
+class Case:
+    """One kernel with its arguments.
+
+    Parameters
+    ----------
+    row : Kernel
+    dims : mapping of str to int
+        Sizes of the dims that are not derived.
+    dtype : str or dtype
+    activation : str
+        For rows that have one.
+    absent : iterable of str
+        Optional arrays to leave out.
+    integers : bool
+        Whether to fill with integers from -3 to 3 and reals by powers of two, for exact sums.
+    constants : mapping of str to object
+        Values other than the default ones.
+
+    Attributes
+    ----------
+    inputs : dict of str to ndarray
+        Content of the inputs, saved tensors and states that are present, in ``dtype``. It is the same for
+        both dtypes: every value is a float32.
+    """
+
+    def __init__(
+        self,
+        row: Kernel,
+        dims: Mapping[str, int],
+        dtype: str | np.dtype = "float64",
+        *,
+        activation: str = "linear",
+        absent: Iterable[str] = (),
+        integers: bool = False,
+        constants: Mapping[str, object] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.row = row
+        self.dtype = np.dtype(dtype)
+        self.absent = frozenset(absent)
+        self.integers = integers
+        self.constants = {c.name: self._constant(c, activation) for c in row.constants} | dict(
+            constants or {}
+        )
+        self.dims = dict(dims)
+        for dim, rule in row.derived.items():
+            self.dims[dim] = rule(SimpleNamespace(**self.dims, **self.constants))
+        rng = np.random.default_rng([seed, zlib.crc32(row.name.encode()), *self.dims.values()])
+        self.inputs = {a.name: self._fill(a, activation, rng) for a in row.given if a.name not in self.absent}
+
+    def __str__(self) -> str:
+        without = f" without {', '.join(sorted(self.absent))}" if self.absent else ""
+        return f"{self.row.name} {self.dtype} {self.dims} {self.constants}{without}"
+
+    def _constant(self, constant: Constant, activation: str) -> object:
+        if constant.kind == "activation":
+            return activation
+        if constant.kind == "int":
+            return int(max(2, constant.minimum or 0))
+        return 0.5 if self.integers else 0.3
+
+    def _fill(self, array: Array, activation: str, rng: np.random.Generator) -> np.ndarray:
+        shape = self.row.shape(array, self.dims)
+        if array.kind == "index":
+            return rng.integers(0, self.row.shape(self.row.arrays[0], self.dims)[0], shape)
+        values = rng.integers(-3, 4, shape) * 1.0 if self.integers else rng.uniform(-2, 2, shape)
+        if array.role == "saved" or (self.row.loss and array is self.row.arrays[0]):
+            values = apply_activation(activation, values)  # derivatives are written in an output of it
+        return values.astype(np.float32).astype(self.dtype)
+
+    def with_inputs(self, **inputs: np.ndarray) -> Case:
+        """The same case with other content."""
+        other = object.__new__(Case)
+        vars(other).update(vars(self), inputs=self.inputs | inputs)
+        return other
+
+    def with_constants(self, **constants: object) -> Case:
+        """The same case and content with other constants; those that no dim follows from."""
+        other = object.__new__(Case)
+        vars(other).update(vars(self), constants=self.constants | constants)
+        return other
+
+    def array_dtype(self, array: Array) -> np.dtype:
+        return np.dtype(np.int64) if array.kind == "index" else self.dtype
+
+    def allocate(self, *, readonly: bool = True) -> dict[str, Guarded]:
+        """Guarded arrays for the arguments that are present; outputs and workspaces full of NaN."""
+        arrays = {}
+        for a in self.row.arrays:
+            if a.name in self.absent:
+                continue
+            guarded = arrays[a.name] = Guarded(self.row.shape(a, self.dims), self.array_dtype(a))
+            guarded.array[...] = self.inputs.get(a.name, np.nan)
+            guarded.array.flags.writeable = a.written or not readonly
+        return arrays
+
+    def run(self, backend: backends.Backend, *, readonly: bool = True) -> dict[str, np.ndarray]:
+        """Call the kernel itself; see that it kept within its arrays; return states and outputs."""
+        arrays = self.allocate(readonly=readonly)
+        arguments: list[object] = []
+        for a in self.row.arguments:
+            if isinstance(a, Constant):
+                value = self.constants[a.name]
+                arguments.append(ACTIVATIONS[value].code if a.kind == "activation" else value)
+            else:
+                array = arrays[a.name].array if a.name in arrays else np.empty(0, self.array_dtype(a))
+                arguments.append(backend.prepare(array) if backend.prepare else array)
+        with np.errstate(all="ignore"):
+            returned = backend.kernels[self.row.name](*arguments)
+        assert returned is None, f"{self}: a kernel returns nothing"
+        for a in self.row.arrays:
+            if a.name in arrays:
+                arrays[a.name].check(f"{self}: {a.name}")
+                if not a.written:
+                    assert_same_bits(
+                        arrays[a.name].array, self.inputs[a.name], f"{self}: {a.name} was changed"
+                    )
+        return {a.name: arrays[a.name].array for a in self.results}
+
+    @property
+    def results(self) -> list[Array]:
+        """States and outputs that are present."""
+        return [a for a in self.row.arrays if a.role in ("state", "out") and a.name not in self.absent]
+
+    def keywords(self, arrays: Mapping[str, np.ndarray]) -> dict[str, object]:
+        """Arguments for the function in ``fastae.ops``, without ``out``."""
+        given = {a.name: arrays.get(a.name) for a in self.row.given}
+        return given | self.constants | {d: self.dims[d] for d in self.row.free_dims}
+
+    def out(self, arrays: Mapping[str, np.ndarray]) -> object:
+        """What ``fastae.ops`` takes as ``out``."""
+        outputs = tuple(arrays.get(a.name) for a in self.row.outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+
+def apply_activation(name: str, x: np.ndarray) -> np.ndarray:
+    """f(x) by the scalar backend, in float64."""
+    scalar = backends.load("scalar")
+    flat = np.ascontiguousarray(x, np.float64).reshape(1, -1)
+    y = np.empty_like(flat)
+    scalar.kernels["activation_forward"](memoryview(flat), ACTIVATIONS[name].code, memoryview(y))
+    return y.reshape(x.shape)
+
+
+def assert_same_bits(a: np.ndarray, b: np.ndarray, message: str) -> None:
+    assert a.dtype == b.dtype, message
+    assert a.shape == b.shape, message
+    assert a.tobytes() == b.tobytes(), f"{message}:\n{a}\n{b}"
+
+
+@pytest.fixture(scope="session")
+def same_bits() -> Callable[[np.ndarray, np.ndarray, str], None]:
+    return assert_same_bits

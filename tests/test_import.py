@@ -1,0 +1,80 @@
+"""What ``import fastae`` costs and brings."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+
+import fastae
+
+HEAVY = ["numba", "sklearn", "scipy", "matplotlib", "tqdm", "threadpoolctl", "hypothesis", "torch"]
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_imports_nothing_heavy():
+    loaded = run("import sys, fastae; print(*sys.modules)").split()
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_declaring_and_choosing_imports_nothing_heavy():
+    code = """
+import sys, numpy, fastae
+fastae.models, fastae.layers, fastae.Network, fastae.SGD, fastae.Trainer, fastae.plots, fastae.ops.sgd
+fastae.available_backends()
+fastae.set_backend("numpy")
+fastae.ops.branch_sum(numpy.ones((1, 1)), numpy.ones((1, 1)))
+print(*sys.modules)
+"""
+    assert not set(HEAVY) & set(run(code).split())
+
+
+def test_import_takes_50_ms_at_most():
+    """Over ``import numpy``; the least of several processes, which is the one least disturbed."""
+    code = "import time, numpy; t = time.perf_counter(); import fastae; print(time.perf_counter() - t)"
+    assert min(float(run(code)) for _ in range(5)) <= 0.050
+
+
+@pytest.mark.parametrize("name", fastae.__all__)
+def test_public_name(name):
+    value = getattr(fastae, name)
+    assert value is getattr(fastae, name)
+    assert name in dir(fastae)
+    assert value.__doc__ or isinstance(value, str)
+
+
+def test_every_public_name_has_a_home():
+    assert set(fastae._HOME) | {"__version__"} == set(fastae.__all__)
+
+
+def test_names_of_type_checkers_are_the_same():
+    """Under TYPE_CHECKING the names are imported once more; both lists are read by people and tools."""
+    import ast
+    from pathlib import Path
+
+    tree = ast.parse(Path(fastae.__file__).read_text(encoding="utf-8"))
+    (block,) = (n for n in tree.body if isinstance(n, ast.If))
+    found = {
+        alias.name: node.module.rpartition(".")[2] if node.module != "fastae" else alias.name
+        for node in block.body
+        for alias in node.names
+    }
+    assert found == fastae._HOME
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="module 'fastae' has no attribute 'fit'"):
+        fastae.fit  # noqa: B018
+
+
+def test_version():
+    try:
+        installed = version("fastae")
+    except PackageNotFoundError:
+        pytest.skip("not installed")
+    assert fastae.__version__ == installed

@@ -1,0 +1,404 @@
+"""The checked interface: right results, and nothing touched when an argument is wrong.
+
+Which arguments there are to get wrong comes from the table. The hostile calls are made on a backend whose
+kernels fail the test, so none of them reaches a kernel.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import re
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import fastae
+from fastae import backend as backends
+from fastae import ops
+from fastae.kernels.table import ACTIVATIONS, KERNELS, Array, Constant, Kernel
+
+ROWS = list(KERNELS.values())
+DIMS = {"n": 4, "k": 7, "m": 3, "p": 6, "r": 5}  # all different, so that a wrong one shows
+
+
+def make(make_case, row, dtype="float64", **options):
+    return make_case(row, {d: DIMS.get(d, 8) for d in row.dims if d not in row.derived}, dtype, **options)
+
+
+def by_name(row: Kernel) -> str:
+    return row.name
+
+
+@pytest.fixture
+def never() -> backends.Backend:
+    """A backend that must not be reached."""
+
+    def kernel(*arguments):
+        pytest.fail("the kernel was called")
+
+    return backends.Backend("never", ModuleType("never"), dict.fromkeys(KERNELS, kernel))
+
+
+def refused(call, case, arrays, backend, *, naming: tuple[str, ...], **changed) -> None:
+    """The call raises, names an argument, and leaves every array as it was."""
+    before = {name: array.tobytes() for name, array in arrays.items()}
+    keywords = case.keywords(arrays) | ({"out": case.out(arrays)} if case.row.outputs else {})
+    with pytest.raises((TypeError, ValueError)) as raised:
+        call(**keywords | changed, backend=backend)
+    message = str(raised.value)
+    assert message.startswith(f"{case.row.name}: ")
+    assert "expected" in message
+    assert "given" in message
+    for name in naming:
+        assert re.search(rf"\b{name}\b", message.removeprefix(case.row.name)), message
+    for name, array in arrays.items():
+        assert array.tobytes() == before[name], f"{name} was written to before: {message}"
+
+
+# Right calls ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", ROWS, ids=by_name)
+def test_gives_what_the_kernel_gives(make_case, same_bits, loaded, row, dtype):
+    call = getattr(ops, row.name)
+    case = make(make_case, row, dtype)
+    expected = case.run(loaded)
+
+    def compare(returned):
+        results = returned if isinstance(returned, tuple) else (returned,)
+        assert len(results) == len(case.results)
+        for a, result in zip(case.results, results, strict=True):
+            same_bits(result, expected[a.name], a.name)
+        return results
+
+    arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+    compare(call(**case.keywords(arrays), backend=loaded.name))
+
+    arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+    out = {"out": case.out(arrays)} if row.outputs else {}
+    returned = call(**case.keywords(arrays), **out, backend=loaded.name)
+    for a, result in zip(case.results, compare(returned), strict=True):
+        assert result is arrays[a.name], f"{a.name} is not the array passed"
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if any(a.optional for a in r.arrays)], ids=by_name)
+def test_optional_arrays_may_be_none(make_case, same_bits, loaded, row, dtype):
+    for absent in (a for a in row.arrays if a.optional):
+        case = make(make_case, row, dtype, absent=[absent.name])
+        expected = case.run(loaded)
+        arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+        keywords = case.keywords(arrays) | ({"out": case.out(arrays)} if absent.role == "out" else {})
+        returned = getattr(ops, row.name)(**keywords, backend=loaded)
+        results = returned if isinstance(returned, tuple) else (returned,)
+        names = [a.name for a in row.outputs or row.arrays if a.role in ("out", "state")]
+        for name, result in zip(names, results, strict=True):
+            if name == absent.name:
+                assert result is None
+            else:
+                same_bits(result, expected[name], name)
+
+
+def test_runs_on_the_backend_in_effect():
+    used = []
+
+    def recording(name):
+        kernels = {"branch_sum": lambda x1, x2, y: used.append(name)}
+        return backends.Backend(name, ModuleType(name), kernels)
+
+    x = np.ones((2, 2))
+    with backends.use_backend(recording("outer")):
+        ops.branch_sum(x, x)
+        ops.branch_sum(x, x, backend=recording("argument"))
+        with backends.use_backend(recording("inner")):
+            ops.branch_sum(x, x)
+    assert used == ["outer", "argument", "inner"]
+
+
+def test_inputs_may_share_memory():
+    x = np.ones((2, 3))
+    np.testing.assert_array_equal(ops.branch_sum(x, x), 2 * x)
+
+
+def test_accepts_scalars_of_numpy():
+    x = np.arange(8.0).reshape(2, 4)
+    assert ops.subsample_forward(x, stride=np.int32(2)).shape == (2, 2)
+    w = np.ones(3)
+    ops.sgd(np.ones(3), w, learning_rate=np.float32(0.5))
+    np.testing.assert_array_equal(w, 0.5)
+
+
+# How the functions look ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", ROWS, ids=by_name)
+def test_signature_and_docstring(row):
+    call = getattr(ops, row.name)
+    parameters = inspect.signature(call).parameters
+    assert list(parameters)[-1] == "backend"
+    assert ("out" in parameters) == bool(row.outputs)
+    for a in row.given:
+        assert (parameters[a.name].default is None) == a.optional
+    for c in row.constants:
+        default = parameters[c.name].default
+        assert default is inspect.Parameter.empty if c.default is None else default == c.default
+    for d in row.free_dims:
+        assert parameters[d].kind is inspect.Parameter.KEYWORD_ONLY
+    assert call.__name__ == call.__qualname__ == row.name
+    assert call.__module__ == "fastae.ops"
+    assert pickle.loads(pickle.dumps(call)) is call
+    for text in (
+        "Parameters\n-",
+        "Returns\n-",
+        "Raises\n-",
+        row.summary,
+        row.source,
+        *row.formula.split("; "),
+    ):
+        assert text in call.__doc__
+    for name in parameters:
+        assert f"\n{name} : " in call.__doc__
+
+
+def test_signatures_of_the_design():
+    text = {name: list(inspect.signature(getattr(ops, name)).parameters) for name in KERNELS}
+    assert text["dense_forward"] == ["x", "w", "b", "activation", "out", "backend"]
+    assert text["dense_backward"] == ["dy", "x", "w", "y", "activation", "out", "backend"]
+
+
+def test_module():
+    assert dir(ops) == sorted(KERNELS)
+    assert ops.dense_forward is fastae.ops.dense_forward
+    with pytest.raises(AttributeError, match="no attribute 'dense_sideways'"):
+        ops.dense_sideways  # noqa: B018
+
+
+# Wrong arrays ---------------------------------------------------------------------------------------------
+
+
+def not_contiguous(a):
+    return np.repeat(a, 2, axis=-1)[..., ::2]
+
+
+def misaligned(a):
+    block = np.zeros(a.nbytes + 1, np.uint8)
+    shifted = block[1:].view(a.dtype).reshape(a.shape)
+    shifted[...] = a
+    return shifted
+
+
+class Subclass(np.ndarray):
+    pass
+
+
+DEFECTS = {
+    "none": lambda a: None,
+    "list": lambda a: a.tolist(),
+    "number": lambda a: 1.0,
+    "buffer": lambda a: memoryview(a),
+    "subclass": lambda a: a.view(Subclass),
+    "masked": lambda a: np.ma.masked_array(a),
+    "rank-higher": lambda a: a[None],
+    "rank-lower": lambda a: a[0].copy() if a.ndim > 1 else a.reshape(1, -1)[0, 0].reshape(()),
+    "float16": lambda a: a.astype(np.float16),
+    "other-float": lambda a: a.astype(np.float32),
+    "longdouble": lambda a: a.astype(np.clongdouble),
+    "int32": lambda a: np.zeros(a.shape, np.int32),
+    "uint64": lambda a: np.zeros(a.shape, np.uint64),
+    "bool": lambda a: np.zeros(a.shape, bool),
+    "object": lambda a: a.astype(object),
+    "structured": lambda a: np.zeros(a.shape, [("value", a.dtype)]),
+    "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder()),
+    "fortran": lambda a: np.asfortranarray(a) if a.ndim > 1 else a[::-1],
+    "not-contiguous": not_contiguous,
+    "broadcast": lambda a: np.broadcast_to(a.flat[0], a.shape),
+    "misaligned": misaligned,
+    "empty": lambda a: a[:0],
+    "no-columns": lambda a: a[..., :0],
+}
+
+
+def arguments() -> list[object]:
+    return [
+        pytest.param(row, a, id=f"{row.name}-{a.name}")
+        for row in ROWS
+        for a in row.arrays
+        if a.role != "work"
+    ]
+
+
+def passed(case, arrays, a: Array, bad) -> dict[str, object]:
+    """Keyword arguments that replace one array."""
+    return {"out": case.out(arrays | {a.name: bad})} if a.role == "out" else {a.name: bad}
+
+
+def hostile() -> list[object]:
+    """Every defect of every argument, but None where it is allowed and the order of a single number."""
+    return [
+        pytest.param(row, a, defect, id=f"{row.name}-{a.name}-{defect}")
+        for row, a in (p.values for p in arguments())
+        for defect in DEFECTS
+        if not (defect == "none" and (a.optional or (a.role == "out" and len(row.outputs) == 1)))
+        and not (defect in ("fortran", "not-contiguous", "broadcast") and a.dims == ("1",))
+    ]
+
+
+@pytest.mark.parametrize(("row", "a", "defect"), hostile())
+def test_refuses_array(make_case, never, row, a, defect):
+    case = make(make_case, row)
+    arrays = {name: guarded.array for name, guarded in case.allocate(readonly=False).items()}
+    with np.errstate(invalid="ignore"):  # of NaN made an integer
+        bad = DEFECTS[defect](arrays[a.name])
+    refused(getattr(ops, row.name), case, arrays, never, naming=(a.name,), **passed(case, arrays, a, bad))
+
+
+@pytest.mark.parametrize(("row", "a"), arguments())
+def test_refuses_other_shape(make_case, never, row, a):
+    """Whichever of the two arrays that disagree is named, the message has both sizes."""
+    for axis, dim in enumerate(a.dims):
+        case = make(make_case, row)
+        arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+        others = [o.name for o in row.arrays if o is not a and o.role != "work" and dim in o.dims]
+        if not (others or dim.isdigit()):
+            continue  # any size will do
+        right = arrays[a.name]
+        shape = list(right.shape)
+        shape[axis] = 2 * shape[axis] + 1
+        bad = np.zeros(shape, right.dtype)
+        refused(getattr(ops, row.name), case, arrays, never, naming=(), **passed(case, arrays, a, bad))
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r.derived], ids=by_name)
+def test_refuses_what_contradicts_a_derived_dim(make_case, never, row):
+    case = make(make_case, row)
+    for dim in row.derived:
+        for a in (a for a in (*row.given, *row.outputs) if dim in a.dims):
+            arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+            bad = np.zeros([n + (d == dim) for d, n in zip(a.dims, arrays[a.name].shape, strict=True)])
+            call, changed = getattr(ops, row.name), passed(case, arrays, a, bad)
+            refused(call, case, arrays, never, naming=(a.name, f"{dim}={case.dims[dim]}"), **changed)
+
+
+@pytest.mark.parametrize(("row", "a"), [p for p in arguments() if p.values[1].written])
+def test_refuses_readonly(make_case, never, row, a):
+    case = make(make_case, row)
+    arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+    arrays[a.name].flags.writeable = False
+    refused(getattr(ops, row.name), case, arrays, never, naming=(a.name, "read-only"))
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize(("row", "a"), [p for p in arguments() if p.values[1].written])
+def test_refuses_overlap(make_case, never, row, a, shift):
+    """The same memory, or all of it but one element."""
+    case = make(make_case, row)
+    for other in row.arrays:
+        if other is a or other.role == "work" or other.kind == "index":
+            continue
+        arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+        mine, theirs = arrays[a.name], arrays[other.name]
+        block = np.zeros(max(theirs.size, mine.size + shift))
+        second = block[: theirs.size].reshape(theirs.shape)
+        second[...] = theirs
+        first = block[shift : shift + mine.size].reshape(mine.shape)
+        if shift >= theirs.size:
+            continue
+        arrays |= {a.name: first, other.name: second}
+        refused(getattr(ops, row.name), case, arrays, never, naming=("overlaps",))
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if len(r.outputs) > 1], ids=by_name)
+@pytest.mark.parametrize("wrong", ["list", "short", "long", "array"])
+def test_refuses_out(make_case, never, row, wrong):
+    case = make(make_case, row)
+    arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+    out = case.out(arrays)
+    bad = {"list": list(out), "short": out[:-1], "long": (*out, out[0]), "array": out[0]}[wrong]
+    refused(getattr(ops, row.name), case, arrays, never, naming=("out",), out=bad)
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if any(a.kind == "index" for a in r.given)], ids=by_name)
+def test_refuses_index_out_of_range(make_case, never, row):
+    case = make(make_case, row)
+    rows = len(case.inputs[row.arrays[0].name])
+    for a in (a for a in row.given if a.kind == "index"):
+        for wrong in (-1, rows, np.iinfo(np.int64).max, np.iinfo(np.int64).min):
+            arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+            bad = arrays[a.name].copy()
+            bad[-1] = wrong
+            refused(getattr(ops, row.name), case, arrays, never, naming=(a.name,), **{a.name: bad})
+
+
+@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "linear"])
+@pytest.mark.parametrize(
+    "row", [r for r in ROWS if any(a.role == "saved" and a.optional for a in r.given)], ids=by_name
+)
+def test_refuses_to_go_without_what_the_derivative_needs(make_case, never, row, activation):
+    case = make(make_case, row, activation=activation)
+    arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+    saved = next(a.name for a in row.given if a.role == "saved" and a.optional)
+    refused(getattr(ops, row.name), case, arrays, never, naming=(saved,), **{saved: None})
+
+
+# Wrong constants ------------------------------------------------------------------------------------------
+
+WRONG = {
+    "activation": ["gelu", "ReLU", "", None, 1, b"relu", ["relu"]],
+    "int": [True, 1.0, 0, -1, "3", None, 2**63, 10**400, np.float64(2), np.array(2), [2]],
+    "real": [True, "0.1", None, np.nan, np.inf, -np.inf, -0.1, 1j, 10**400, np.array(0.1), [0.1]],
+}
+
+
+def constants() -> list[object]:
+    return [pytest.param(row, c, id=f"{row.name}-{c.name}") for row in ROWS for c in row.constants] + [
+        pytest.param(row, Constant(d, "int", minimum=1), id=f"{row.name}-{d}")
+        for row in ROWS
+        for d in row.free_dims
+    ]
+
+
+@pytest.mark.parametrize(("row", "c"), constants())
+def test_refuses_constant(make_case, never, row, c):
+    for wrong in WRONG[c.kind]:
+        case = make(make_case, row)
+        arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+        refused(getattr(ops, row.name), case, arrays, never, naming=(c.name,), **{c.name: wrong})
+
+
+def test_unknown_activation_lists_the_known():
+    with pytest.raises(ValueError, match=r"linear, relu, sigmoid, tanh.*'gelu'"):
+        ops.activation_forward(np.ones((1, 1)), activation="gelu")
+
+
+@pytest.mark.parametrize(("row", "c"), [p for p in constants() if p.values[1].kind == "real"])
+def test_refuses_a_real_that_is_infinite_in_float32(make_case, never, row, c):
+    case = make(make_case, row, "float32")
+    arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+    refused(getattr(ops, row.name), case, arrays, never, naming=(c.name,), **{c.name: 1e39})
+
+
+def test_refuses_backend():
+    x = np.ones((2, 2))
+    with pytest.raises(
+        ValueError, match="backend: expected one of scalar, numpy, numba, cython, given 'fortran'"
+    ):
+        ops.branch_sum(x, x, backend="fortran")
+    with pytest.raises(TypeError, match=r"backend: expected one of .*, given int"):
+        ops.branch_sum(x, x, backend=3)
+
+
+def test_message():
+    x, w = np.ones((20, 225), np.float32), np.ones((224, 75), np.float32)
+    with pytest.raises(
+        ValueError, match=r"^dense_forward: w: expected shape \(k=225, m\), given shape \(224, 75\)$"
+    ):
+        ops.dense_forward(x, w)
+    with pytest.raises(
+        TypeError, match=r"^dense_forward: w: expected dtype float32 as x has, given float64$"
+    ):
+        ops.dense_forward(x, w.astype(np.float64))
+    with pytest.raises(
+        TypeError, match=r"^dense_forward: x: expected an ndarray, given list \(np.asarray\(x\)"
+    ):
+        ops.dense_forward([[1.0]], w)
