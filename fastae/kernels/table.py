@@ -364,6 +364,10 @@ _row(
 
 
 def signature_hash() -> str:
-    """A hash of all names and arguments: code generated from another table is recognised by it."""
-    rows = [(k.name, k.arguments) for k in KERNELS.values()]
-    return hashlib.sha256(repr((rows, [(n, a.code) for n, a in ACTIVATIONS.items()])).encode()).hexdigest()
+    """A hash of the names, kinds and order of all arguments: code generated from another table is recognised by it."""
+    rows = [
+        (k.name, [(a.name, a.dims, a.optional) if isinstance(a, Array) else (a.name,) for a in k.arguments])
+        for k in KERNELS.values()
+    ]
+    kinds = [[a.kind for a in k.arguments] for k in KERNELS.values()]
+    return hashlib.sha256(repr((rows, kinds, [(n, a.code) for n, a in ACTIVATIONS.items()])).encode()).hexdigest()
