@@ -185,7 +185,7 @@ class PythonExecutor:
                     kernel(*arguments)
                 if trains:
                     header[0] += 1
-                if out is not None:
+                if out is not None and bound.output is not None:
                     out[start : start + count] = bound.output.reshape(out[start : start + count].shape)
                 batch += 1
                 signals[1] = batch

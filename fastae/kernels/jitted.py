@@ -290,14 +290,13 @@ def _exp_parts(z):
 def _exp_parts_of(z):
     # `shift` rounds what it is added to and leaves the integer in the lowest bits. `high` is log 2 cut
     # to so few bits that n high is exact.
-    if z == types.float32:
-        real, shift, terms = np.float32, 1.5 * 2**23, 7
-        high = 0.693359375
-    else:
-        real, shift, terms = np.float64, 1.5 * 2**52, 13
-        high = float.fromhex("0x1.62e42fee00000p-1")
-    low = real(math.log(2) - high if terms == 7 else 1.90821492927058770002e-10)
-    shift, high, inverse = real(shift), real(high), real(1 / math.log(2))
+    single = z == types.float32
+    real: Any = np.float32 if single else np.float64
+    terms = 7 if single else 13
+    shift = real(1.5 * 2**23 if single else 1.5 * 2**52)
+    high = real(0.693359375 if single else float.fromhex("0x1.62e42feep-1"))
+    low = real(-2.12194440054690583e-4 if single else 1.90821492927058770e-10)
+    inverse = real(1 / math.log(2))
     series = tuple(real(1 / math.factorial(i)) for i in range(terms, 0, -1))
 
     def implementation(z):
@@ -767,7 +766,9 @@ class _Blas:
     def one_thread(self) -> Iterator[None]:
         with self._lock:
             if self._libraries is None:  # looked for once: it takes milliseconds
-                self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+                found = ThreadpoolController().select(user_api="blas").lib_controllers
+                # SciPy's, which Numba calls, has its own in a wheel; NumPy's is left alone then.
+                self._libraries = [library for library in found if "scipy." in library.filepath] or found
             if self._running == 0:
                 self._before = [library.num_threads for library in self._libraries]
                 for library in self._libraries:

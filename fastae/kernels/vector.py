@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ _CHUNK = 1 << 16  # elements of a long vector worked on at a time, so that the s
 # By dtype.char, because a Python number costs a conversion in every call of a ufunc.
 _ZERO = {c: np.zeros((), c) for c in "fd"}
 _ONE = {c: np.ones((), c) for c in "fd"}
-_BITS = {"f": np.dtype(np.int32), "d": np.dtype(np.int64)}
+_BITS: dict[str, np.dtype[Any]] = {"f": np.dtype(np.int32), "d": np.dtype(np.int64)}
 
 
 def prepare(array: np.ndarray) -> np.ndarray:
@@ -140,7 +141,7 @@ def dense_backward(dy, x, w, y, activation: int, da, dx, dw, db) -> None:
     _differentiate(dy, y, activation, da)
     da.dot(w.T, dx)
     x.T.dot(da, dw)
-    np.add.reduce(da, 0, None, db)
+    np.add.reduce(da, 0, out=db)
 
 
 def dense_input_grad(da, w, x, activation: int, dx) -> None:
@@ -154,7 +155,7 @@ def dense_weight_grad(x, da, dw, db) -> None:
     """dw = x^T da; db = sum_n da."""
     x.T.dot(da, dw)
     if db.size:
-        np.add.reduce(da, 0, None, db)
+        np.add.reduce(da, 0, out=db)
 
 
 def dense_sgd(x, da, learning_rate: float, dw, w, b) -> None:
@@ -164,7 +165,7 @@ def dense_sgd(x, da, learning_rate: float, dw, w, b) -> None:
     np.subtract(w, dw, w)
     if b.size:
         db = _SCRATCH.take(b.dtype.char, b.shape)
-        np.add.reduce(da, 0, None, db)
+        np.add.reduce(da, 0, out=db)
         np.multiply(db, learning_rate, db)
         np.subtract(b, db, b)
 
@@ -227,7 +228,7 @@ def mse(y, target, activation: int, row_loss, da) -> None:
 
 def total(row_loss, loss) -> None:
     """loss = sum_n row_loss."""
-    np.add.reduce(row_loss, 0, None, loss, True)
+    np.add.reduce(row_loss, 0, out=loss, keepdims=True)
 
 
 # --- optimisers and data -------------------------------------------------------------------------

@@ -1,0 +1,11 @@
+"""The benchmark suite.
+
+::
+
+    pytest --benchmark-only                    everything, and a summary
+    python -m benchmarks.report run.json       a saved run as Markdown and plots
+    python -m benchmarks.versus                the headline ratios, measured interleaved
+"""
+
+BACKENDS = ("scalar", "numpy", "numba", "cython")
+DTYPES = ("float32", "float64")

@@ -1,0 +1,74 @@
+"""Start-up, each in fresh processes and apart from everything else: import, and the first training call.
+
+The first call of numba is timed twice: with an empty cache folder (everything is compiled) and with the
+folder the first left behind. The times include Python's own start, which the first group shows.
+"""
+
+import os
+
+import numpy as np
+import pytest
+
+from .machine import IMPORTS, fresh_python
+from .summary import FIRST_CALL, IMPORT
+
+HEAVY = ("numba", "scipy", "sklearn", "matplotlib", "torch", "tqdm")
+
+FIRST_STEP = """
+import sys
+import numpy as np, fastae
+trainer = fastae.Trainer(fastae.models.autoencnet(), loss="sse", optimizer=fastae.SGD(1e-4), batch_size=20,
+                         backend=sys.argv[1], dtype="float32", n_threads=1, seed=0)
+x = np.linspace(-1, 1, 20 * 225, dtype=np.float32).reshape(20, 225)
+trainer.fit(x, epochs=1)
+print(float(abs(trainer.reconstruct(x)).sum()))
+"""
+
+
+@pytest.mark.parametrize("label", IMPORTS)
+def test_import(label, measure):
+    """``import fastae`` leaves most of itself to the first use, which the last of the three shows."""
+    loaded = fresh_python(
+        "-c", f"import sys; {IMPORTS[label]}; print([m for m in {HEAVY} if m in sys.modules])"
+    )
+    assert loaded.strip() == "[]", f"{IMPORTS[label]!r} imports what it should not"
+    measure(fresh_python, ("-c", IMPORTS[label]), group=IMPORT, backend=label, rounds=9)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("numba-cache"))
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The scalar backend's answer to the same script."""
+    return float(fresh_python("-c", FIRST_STEP, "scalar"))
+
+
+@pytest.mark.parametrize(
+    ("backend_name", "state"),
+    [("numpy", ""), ("cython", ""), ("numba", "cold cache"), ("numba", "warm cache")],
+    indirect=["backend_name"],
+    ids=["numpy", "cython", "numba-cold", "numba-warm"],
+)
+def test_first_call(backend_name, state, cache, expected, measure):
+    script = ("-c", FIRST_STEP, backend_name)
+
+    def first_call() -> str:
+        return fresh_python(*script, NUMBA_CACHE_DIR=cache)
+
+    if state == "cold cache":
+        assert not os.listdir(cache), "the cold start must come before the warm one"
+    else:
+        first_call()
+    result = measure(
+        first_call,
+        group=FIRST_CALL,
+        backend=f"{backend_name} {state}".strip(),
+        dtype="float32",
+        rounds=1 if state == "cold cache" else 3,
+        warm_up=False,
+    )
+    # Checked afterwards, because a first call can be made only once.
+    np.testing.assert_allclose(float(result), expected, rtol=1e-4)

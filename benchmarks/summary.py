@@ -1,0 +1,171 @@
+"""From benchmark records to the summary: speed-up over scalar, GFLOP/s, and the headline ratios.
+
+Works on the records pytest-benchmark saves as JSON, so that the terminal and the report say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fastae.plots import duration
+
+INPUT_LAYER = "input layer forward, as published (B=20, 225 -> 75)"
+STEP = "training step (B=20)"
+EPOCH = "training epoch (50 updates, one call)"
+FIT = "Trainer.fit, one epoch (50 updates)"
+IMPORT = "import (fresh process)"
+FIRST_CALL = "first call (fresh process)"
+
+HISTORICAL_SCALAR = "historical scalar"
+HISTORICAL_VECTOR = "historical vector"
+TORCH = "PyTorch eager"
+
+COLUMNS = ("backend", "dtype", "median", "min", "speed-up", "GFLOP/s", "GB/s", "of matmul")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One benchmark: what ran, and seconds of one call."""
+
+    group: str
+    backend: str
+    dtype: str
+    median: float
+    minimum: float
+    flops: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A headline: how much longer one row takes than another, beside the goal."""
+
+    label: str
+    ratio: float
+    goal: float | None
+
+
+def rows(benchmarks: Iterable[Mapping]) -> list[Row]:
+    """Rows of this suite's records, in the order in which they ran."""
+    return [
+        Row(
+            b["group"],
+            b["extra_info"]["backend"],
+            b["extra_info"]["dtype"],
+            b["stats"]["median"],
+            b["stats"]["min"],
+            b["extra_info"]["flops"],
+            b["extra_info"]["bytes"],
+        )
+        for b in benchmarks
+        if "backend" in b["extra_info"]
+    ]
+
+
+def grouped(all_rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by group."""
+    groups: dict[str, list[Row]] = {}
+    for row in all_rows:
+        groups.setdefault(row.group, []).append(row)
+    return groups
+
+
+def _find(all_rows: Iterable[Row], group: str, backend: str, dtype: str) -> Row | None:
+    found = (r for r in all_rows if (r.group, r.backend, r.dtype) == (group, backend, dtype))
+    return next(found, None)
+
+
+def baseline(group: Sequence[Row], row: Row) -> Row | None:
+    """What a row is compared with: the published scalar form, else the scalar backend in its dtype."""
+    published = _find(group, row.group, HISTORICAL_SCALAR, "float64")
+    return published or _find(group, row.group, "scalar", row.dtype)
+
+
+def cells(group: Sequence[Row], row: Row, matmul: Mapping[str, float]) -> tuple[str, ...]:
+    """A row of the table as text, under COLUMNS."""
+    base = baseline(group, row)
+    rate = row.flops / row.median / 1e9
+    bandwidth = row.bytes / row.median / 1e9
+    limit = matmul.get(row.dtype)
+    return (
+        row.backend,
+        row.dtype or "-",
+        duration(row.median),
+        duration(row.minimum),
+        f"{base.median / row.median:.1f}x" if base else "-",
+        f"{rate:.3g}" if row.flops else "-",
+        f"{bandwidth:.3g}" if row.bytes else "-",
+        f"{100 * rate / limit:.1f} %" if row.flops and limit else "-",
+    )
+
+
+def headlines(all_rows: Sequence[Row]) -> list[Ratio]:
+    """The ratios fastae promises, as far as this run measured both sides."""
+    wanted = []
+    for group in (STEP, EPOCH):
+        for name, goal in (("numpy", 3.0), ("numba", 5.5), ("cython", 7.5)):
+            sides = (group, TORCH, "float32"), (group, name, "float32")
+            wanted.append((f"{group}: {TORCH} / {name} float32", sides, goal))
+    for name, dtype, goal in (
+        (HISTORICAL_VECTOR, "float64", None),
+        ("cython", "float64", 4000.0),
+        ("cython", "float32", 8000.0),
+    ):
+        sides = (INPUT_LAYER, HISTORICAL_SCALAR, "float64"), (INPUT_LAYER, name, dtype)
+        wanted.append((f"input layer: {HISTORICAL_SCALAR} / {name} {dtype}", sides, goal))
+    ratios = []
+    for label, (slow, fast), goal in wanted:
+        a, b = _find(all_rows, *slow), _find(all_rows, *fast)
+        if a and b:
+            ratios.append(Ratio(label, a.median / b.median, goal))
+    return ratios
+
+
+def import_cost(all_rows: Sequence[Row]) -> str | None:
+    """What ``import fastae`` adds to ``import numpy``."""
+    whole, numpy_alone = (_find(all_rows, IMPORT, name, "") for name in ("numpy, fastae", "numpy"))
+    if not (whole and numpy_alone):
+        return None
+    added = 1e3 * (whole.minimum - numpy_alone.minimum)
+    return f"import fastae adds {added:.0f} ms to import numpy, least of each (goal: at most 50 ms)"
+
+
+def notes(all_rows: Sequence[Row], info: Mapping) -> list[str]:
+    """Lines that say how the figures are to be read, and what is missing from them."""
+    matmul = ", ".join(f"{dtype} {rate:.1f}" for dtype, rate in info["matmul"].items())
+    lines = [
+        "One thread. Speed-up: ratio of medians over the scalar backend in the same dtype; for the layer 'as",
+        "published' over the published scalar form. FLOPs and bytes as the table of kernels counts them.",
+        f"'of matmul': of the rate of NumPy's 512x512 product here, GFLOP/s: {matmul}.",
+    ]
+    if info["load"] > 1.5:  # one is this suite's own
+        lines += [
+            f"The machine was BUSY (load average {info['load']:.1f}): other work interrupts long calls, so",
+            "that ratios of long to short ones come out too high. Run again when it is idle.",
+        ]
+    lines += [f"missing: {name}: {reason}" for name, reason in info["missing"].items()]
+    return lines
+
+
+def lines(benchmarks: Iterable[Mapping], info: Mapping) -> list[str]:
+    """The whole summary for a terminal. ``info`` holds "matmul" (GFLOP/s by dtype) and "missing"."""
+    all_rows = rows(benchmarks)
+    text = notes(all_rows, info)
+    for name, group in grouped(all_rows).items():
+        table = [COLUMNS, *(cells(group, row, info["matmul"]) for row in group)]
+        widths = [max(len(line[i]) for line in table) for i in range(len(COLUMNS))]
+        text += ["", name]
+        for line in table:
+            left = [line[i].ljust(widths[i]) for i in range(2)]
+            right = [line[i].rjust(widths[i]) for i in range(2, len(COLUMNS))]
+            text.append("  " + "  ".join(left + right))
+    found = headlines(all_rows)
+    if found:
+        text += ["", "Headline ratios (medians here; python -m benchmarks.versus measures them interleaved)"]
+    width = max((len(h.label) for h in found), default=0)
+    for h in found:
+        goal = "" if h.goal is None else f"   (goal {h.goal:g}x)"
+        text.append(f"  {h.label:<{width}} {h.ratio:>9.1f}x{goal}")
+    cost = import_cost(all_rows)
+    return text + (["", cost] if cost else [])
