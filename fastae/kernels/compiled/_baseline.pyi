@@ -26,6 +26,7 @@ class Executor:
         target: npt.NDArray[Any] | None,
         order: npt.NDArray[np.int64] | None,
         *,
+        weights: npt.NDArray[Any] | None = None,
         losses: npt.NDArray[np.float64] | None = None,
         out: npt.NDArray[Any] | None = None,
         control: npt.NDArray[np.int64] | None = None,

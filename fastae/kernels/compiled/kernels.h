@@ -2,6 +2,8 @@
 #ifndef FASTAE_KERNELS_H
 #define FASTAE_KERNELS_H
 
+#include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #if defined(__x86_64__)
@@ -12,6 +14,8 @@
 #error "fastae is compiled with GCC or Clang: its kernels are written in their vector extensions"
 #endif
 
+#include "random.h"
+
 #define INLINE static inline __attribute__((always_inline))
 #define STATIC static __attribute__((unused))
 #if defined(__clang__)
@@ -20,8 +24,9 @@
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
 
-/* Codes of the activations, as in table.py (a test compares them). */
-enum { LINEAR, RELU, SIGMOID, TANH };
+/* Codes of the activations, as in table.py (a test compares them), and of the losses. */
+enum { LINEAR, RELU, SIGMOID, TANH, LEAKY_RELU, ELU, SOFTPLUS };
+enum { SQUARED_ERROR, ABSOLUTE_ERROR, HUBER, CROSS_ENTROPY, CROSS_ENTROPY_OF_LOGITS };
 
 /* Vector width and tile sizes that keep every accumulator in a register:
  * 32 registers hold 5 x 5 and what feeds them, 16 hold 4 x 2 (SSE2, which has no FMA) or 4 x 3. */
@@ -57,7 +62,10 @@ static inline int tile_rows(int vectors)
 
 static const double INVERSE_FACTORIAL[] = {
     1, 1, 1. / 2, 1. / 6, 1. / 24, 1. / 120, 1. / 720, 1. / 5040, 1. / 40320, 1. / 362880,
-    1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800.,
+    1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800., 1. / 87178291200., 1. / 1307674368000.,
+    1. / 20922789888000., 1. / 355687428096000., 1. / 6402373705728000., 1. / 121645100408832000.,
+    1. / 2432902008176640000., 1. / 51090942171709440000., 1. / 1124000727777607680000.,
+    1. / 25852016738884976640000.,
 };
 
 #define REAL float
@@ -72,9 +80,18 @@ static const double INVERSE_FACTORIAL[] = {
 #define LN2_HIGH 0.693145751953125 /* 15 bits, so that j LN2_HIGH is exact */
 #define LN2_LOW 1.428606820309417e-6
 #define SERIES_TERMS 7
+#define ATANH_TERMS 8
+#define SINE_TERMS 6
+#define TINY 1.1754943508222875e-38 /* the smallest normal number */
+#define TINY_EXPONENT 32
+#define TINY_SCALE 4294967296.0
+#define REAL_SQRT sqrtf
 #include "simd.h"
 #include "maths.h"
+#include "losses.h"
+#include "updates.h"
 #include "tiles.h"
+#include "noise.h"
 #undef V
 #undef VI
 #undef LANES
@@ -90,6 +107,12 @@ static const double INVERSE_FACTORIAL[] = {
 #undef LN2_LOW
 #undef SERIES_TERMS
 #undef MAGIC
+#undef ATANH_TERMS
+#undef SINE_TERMS
+#undef TINY
+#undef TINY_EXPONENT
+#undef TINY_SCALE
+#undef REAL_SQRT
 
 #define REAL double
 #define INTEGER int64_t
@@ -103,9 +126,18 @@ static const double INVERSE_FACTORIAL[] = {
 #define LN2_HIGH 0.693147180369123816490 /* 32 bits */
 #define LN2_LOW 1.90821492927058770002e-10
 #define SERIES_TERMS 13
+#define ATANH_TERMS 17
+#define SINE_TERMS 11
+#define TINY 2.2250738585072014e-308
+#define TINY_EXPONENT 64
+#define TINY_SCALE 18446744073709551616.0
+#define REAL_SQRT sqrt
 #include "simd.h"
 #include "maths.h"
+#include "losses.h"
+#include "updates.h"
 #include "tiles.h"
+#include "noise.h"
 #undef V
 #undef VI
 #undef LANES

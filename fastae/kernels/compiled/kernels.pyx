@@ -9,8 +9,8 @@ Every matrix has the row stride ``ld(columns, pad)``: pad is 1 for the plain arr
 vector. `part` of `parts` is the share of the outputs this thread computes.
 """
 
-from libc.math cimport isfinite
-from libc.stdint cimport int64_t, uintptr_t
+from libc.math cimport isfinite, sqrt, sqrtf
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
@@ -20,17 +20,21 @@ import threading
 
 cdef extern from "kernels.h" nogil:
     const int VECTOR_BYTES, TILE_COLUMNS, DOT_ROWS
-    const int TILE_STORE, TILE_SGD
-    int LINEAR, RELU, SIGMOID, TANH
+    int LINEAR
+    int SQUARED_ERROR, ABSOLUTE_ERROR, HUBER, CROSS_ENTROPY, CROSS_ENTROPY_OF_LOGITS
+    ctypedef struct Update_f32:
+        Py_ssize_t first, second
+    ctypedef struct Update_f64:
+        Py_ssize_t first, second
     int tile_rows(int vectors)
     int cpu_supported()
 
     void outer_f32(const float* a, Py_ssize_t a_row, Py_ssize_t a_step, const float* b, Py_ssize_t b_step,
                    Py_ssize_t steps, const float* bias, float* c, Py_ssize_t c_row,
-                   Py_ssize_t rows, Py_ssize_t columns, int mode, float rate)
+                   Py_ssize_t rows, Py_ssize_t columns, const Update_f32* update)
     void outer_f64(const double* a, Py_ssize_t a_row, Py_ssize_t a_step, const double* b, Py_ssize_t b_step,
                    Py_ssize_t steps, const double* bias, double* c, Py_ssize_t c_row,
-                   Py_ssize_t rows, Py_ssize_t columns, int mode, double rate)
+                   Py_ssize_t rows, Py_ssize_t columns, const Update_f64* update)
     void dot_f32(const float* a, Py_ssize_t a_row, const float* b, Py_ssize_t b_row, Py_ssize_t m,
                  float* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns)
     void dot_f64(const double* a, Py_ssize_t a_row, const double* b, Py_ssize_t b_row, Py_ssize_t m,
@@ -39,10 +43,30 @@ cdef extern from "kernels.h" nogil:
     void map_activate_f64(const double* x, double* y, Py_ssize_t size, int activation)
     void map_slope_f32(const float* dy, const float* y, float* dx, Py_ssize_t size, int activation)
     void map_slope_f64(const double* dy, const double* y, double* dx, Py_ssize_t size, int activation)
-    float squared_error_f32(const float* y, const float* target, float* da, Py_ssize_t size,
-                            float scale, int activation)
-    double squared_error_f64(const double* y, const double* target, double* da, Py_ssize_t size,
-                             double scale, int activation)
+    float loss_row_f32(int loss, const float* y, const float* target, float* da, Py_ssize_t size,
+                       float scale, float delta, int activation)
+    double loss_row_f64(int loss, const double* y, const double* target, double* da, Py_ssize_t size,
+                        double scale, double delta, int activation)
+    void softmax_row_f32(const float* x, float* y, Py_ssize_t size)
+    void softmax_row_f64(const double* x, double* y, Py_ssize_t size)
+    void softmax_slope_row_f32(const float* dy, const float* y, float* dx, Py_ssize_t size)
+    void softmax_slope_row_f64(const double* dy, const double* y, double* dx, Py_ssize_t size)
+    Update_f32 descend_f32(double learning_rate, double weight_decay)
+    Update_f64 descend_f64(double learning_rate, double weight_decay)
+    Update_f32 adam_of_f32(int64_t step, double learning_rate, double beta1, double beta2,
+                           double epsilon, double weight_decay, int decoupled)
+    Update_f64 adam_of_f64(int64_t step, double learning_rate, double beta1, double beta2,
+                           double epsilon, double weight_decay, int decoupled)
+    void update_map_f32(const Update_f32* update, const float* g, float* w, Py_ssize_t size)
+    void update_map_f64(const Update_f64* update, const double* g, double* w, Py_ssize_t size)
+    void add_normal_f32(const float* x, float* y, const uint32_t* first, const uint32_t* second,
+                        Py_ssize_t count, float stddev)
+    void add_normal_f64(const double* x, double* y, const uint32_t* first, const uint32_t* second,
+                        Py_ssize_t count, double stddev)
+
+cdef extern from "random.h" nogil:
+    uint64_t random_key(const int64_t* counter, int64_t stream)
+    void random_bits(uint64_t key, uint32_t first, uint32_t step, uint32_t* bits, Py_ssize_t count)
 
 cdef extern from "team.h" nogil:
     ctypedef struct Barrier:
@@ -77,9 +101,9 @@ cdef inline Py_ssize_t width(Py_ssize_t columns, Py_ssize_t pad, real* like) noe
 cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                         const real* b, Py_ssize_t b_step, Py_ssize_t steps, const real* bias,
                         real* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns,
-                        int mode, real rate, int activation,
+                        const void* update, int activation,
                         Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    """c = f(a b + bias), or c -= rate (a b): even tiles, panel by panel, so that b stays near."""
+    """c = f(a b + bias), or c updated by the gradient a b: even tiles, panel by panel, so that b stays near."""
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes
     cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
@@ -94,11 +118,11 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
         if real is float:
             outer_f32(a + i * a_row, a_row, a_step, b + j, b_step, steps,
                       bias + j if bias != NULL else NULL,
-                      c + i * c_row + j, c_row, i_end - i, j_end - j, mode, rate)
+                      c + i * c_row + j, c_row, i_end - i, j_end - j, <const Update_f32*>update)
         else:
             outer_f64(a + i * a_row, a_row, a_step, b + j, b_step, steps,
                       bias + j if bias != NULL else NULL,
-                      c + i * c_row + j, c_row, i_end - i, j_end - j, mode, rate)
+                      c + i * c_row + j, c_row, i_end - i, j_end - j, <const Update_f64*>update)
         if activation != LINEAR:
             for row in range(i, i_end):
                 activate(c + row * c_row + j, c + row * c_row + j, j_end - j, activation)
@@ -141,28 +165,42 @@ cdef inline void slope(const real* dy, const real* y, real* dx, Py_ssize_t size,
         map_slope_f64(dy, y, dx, size, activation)
 
 
-cdef void column_sums(const real* a, Py_ssize_t a_row, Py_ssize_t rows, Py_ssize_t columns,
-                      real* sums, bint descend, real rate, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    """sums = sum of the rows of a, or sums -= rate times it; 64 columns at a time stay in registers."""
+cdef void column_sums(const real* a, Py_ssize_t a_row, Py_ssize_t rows, Py_ssize_t columns, real* sums,
+                      const void* update, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    """Sum of the rows of a, stored in sums or, with `update`, the gradient by which sums is updated.
+
+    64 columns at a time stay in registers.
+    """
     cdef real block[64]
-    cdef Py_ssize_t j, i, q, size
-    for j in range(share((columns + 63) // 64, part, parts) * 64,
-                   min(share((columns + 63) // 64, part + 1, parts) * 64, columns), 64):
+    cdef Py_ssize_t panel, j, i, q, size
+    for panel in range(share((columns + 63) // 64, part, parts), share((columns + 63) // 64, part + 1, parts)):
+        j = panel * 64
         size = min(64, columns - j)
         memset(block, 0, sizeof(block))
-        if size == 64:
-            for i in range(rows):
-                for q in range(64):
-                    block[q] += a[i * a_row + j + q]
+        for i in range(rows):
+            add_to(block, a + i * a_row + j, size)
+        if update != NULL:
+            apply_update(update, block, sums + j, size)
         else:
-            for i in range(rows):
-                for q in range(size):
-                    block[q] += a[i * a_row + j + q]
+            memcpy(sums + j, block, size * sizeof(real))
+
+
+cdef inline void add_to(real* sums, const real* a, Py_ssize_t size) noexcept nogil:
+    """Add up to 64 numbers; the usual 64 without a loop's end to look for."""
+    cdef Py_ssize_t q
+    if size == 64:
+        for q in range(64):
+            sums[q] += a[q]
+    else:
         for q in range(size):
-            if descend:
-                sums[j + q] -= rate * block[q]
-            else:
-                sums[j + q] = block[q]
+            sums[q] += a[q]
+
+
+cdef inline void apply_update(const void* update, const real* g, real* w, Py_ssize_t size) noexcept nogil:
+    if real is float:
+        update_map_f32(<const Update_f32*>update, g, w, size)
+    else:
+        update_map_f64(<const Update_f64*>update, g, w, size)
 
 
 # -- kernels, as the table lists them: arrays and constants, then the dims, pad, part, parts ------
@@ -171,7 +209,7 @@ cdef void dense_forward(const real* x, const real* w, const real* b, int activat
                         Py_ssize_t n, Py_ssize_t k, Py_ssize_t m,
                         Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     outer_product(x, ld(k, pad), 1, w, ld(m, pad), k, b, y, ld(m, pad), n, width(m, pad, y),
-                  TILE_STORE, <real>0, activation, part, parts)
+                  NULL, activation, part, parts)
 
 
 cdef void dense_backward(const real* dy, const real* x, const real* w, const real* y, int activation,
@@ -195,20 +233,58 @@ cdef void dense_input_grad(const real* da, const real* w, const real* x, int act
 cdef void dense_weight_grad(const real* x, const real* da, real* dw, real* db,
                             Py_ssize_t n, Py_ssize_t k, Py_ssize_t m,
                             Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    outer_product(x, 1, ld(k, pad), da, ld(m, pad), n, <const real*>NULL, dw, ld(m, pad),
-                  k, width(m, pad, dw), TILE_STORE, <real>0, LINEAR, part, parts)
+    # not the padding, which stays zero: a norm is taken over the whole stretch of the gradients
+    outer_product(x, 1, ld(k, pad), da, ld(m, pad), n, <const real*>NULL, dw, ld(m, pad), k, m,
+                  NULL, LINEAR, part, parts)
     if db != NULL:
-        column_sums(da, ld(m, pad), n, m, db, False, <real>0, part, parts)
+        column_sums(da, ld(m, pad), n, m, db, NULL, part, parts)
 
 
-cdef void dense_sgd(const real* x, const real* da, double learning_rate, real* dw, real* w, real* b,
+cdef void dense_sgd(const real* x, const real* da, double learning_rate, double weight_decay,
+                    real* dw, real* w, real* b,
                     Py_ssize_t n, Py_ssize_t k, Py_ssize_t m,
                     Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     # the update is applied to the tile while it is in registers: dw is not needed
+    cdef Update_f32 single
+    cdef Update_f64 double_
+    cdef const void* update
+    if real is float:
+        single = descend_f32(learning_rate, weight_decay)
+        update = &single
+    else:
+        double_ = descend_f64(learning_rate, weight_decay)
+        update = &double_
     outer_product(x, 1, ld(k, pad), da, ld(m, pad), n, <const real*>NULL, w, ld(m, pad),
-                  k, width(m, pad, w), TILE_SGD, <real>learning_rate, LINEAR, part, parts)
+                  k, width(m, pad, w), update, LINEAR, part, parts)
     if b != NULL:
-        column_sums(da, ld(m, pad), n, m, b, True, <real>learning_rate, part, parts)
+        column_sums(da, ld(m, pad), n, m, b, update, part, parts)
+
+
+cdef void dense_adam(const real* x, const real* da, const int64_t* step, double learning_rate,
+                     double beta1, double beta2, double epsilon, double weight_decay, int decoupled,
+                     real* dw, real* db, real* w, real* b,
+                     real* exp_avg_w, real* exp_avg_b, real* exp_avg_sq_w, real* exp_avg_sq_b,
+                     Py_ssize_t n, Py_ssize_t k, Py_ssize_t m,
+                     Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    cdef Update_f32 single
+    cdef Update_f64 double_
+    cdef const void* update
+    if real is float:
+        single = adam_of_f32(step[0], learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
+        single.first, single.second = exp_avg_w - w, exp_avg_sq_w - w
+        update = &single
+    else:
+        double_ = adam_of_f64(step[0], learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
+        double_.first, double_.second = exp_avg_w - w, exp_avg_sq_w - w
+        update = &double_
+    outer_product(x, 1, ld(k, pad), da, ld(m, pad), n, <const real*>NULL, w, ld(m, pad),
+                  k, width(m, pad, w), update, LINEAR, part, parts)
+    if b != NULL:
+        if real is float:
+            single.first, single.second = exp_avg_b - b, exp_avg_sq_b - b
+        else:
+            double_.first, double_.second = exp_avg_b - b, exp_avg_sq_b - b
+        column_sums(da, ld(m, pad), n, m, b, update, part, parts)
 
 
 cdef void activation_forward(const real* x, int activation, real* y, Py_ssize_t n, Py_ssize_t m,
@@ -250,27 +326,60 @@ cdef void branch_sum(const real* x1, const real* x2, real* y, Py_ssize_t n, Py_s
         y[i] = x1[i] + x2[i]
 
 
-cdef inline void squared_error(const real* y, const real* target, int activation, real* row_loss, real* da,
-                               Py_ssize_t n, Py_ssize_t m, Py_ssize_t pad, real scale,
-                               Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+cdef inline void loss_rows(int loss, const real* y, const real* target, const real* sample_weight, int activation,
+                           double delta, double scale, real* row_loss, real* da, Py_ssize_t n, Py_ssize_t m,
+                           Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    """A loss, row by row, times `scale` and the row's weight."""
     cdef Py_ssize_t i, row = ld(m, pad)
+    cdef real by
     for i in range(share(n, part, parts), share(n, part + 1, parts)):
+        by = <real>scale if sample_weight == NULL else <real>scale * sample_weight[i]
         if real is float:
-            row_loss[i] = squared_error_f32(y + i * row, target + i * row, da + i * row, m, scale, activation)
+            row_loss[i] = loss_row_f32(loss, y + i * row, target + i * row, da + i * row, m, by,
+                                       <float>delta, activation)
         else:
-            row_loss[i] = squared_error_f64(y + i * row, target + i * row, da + i * row, m, scale, activation)
+            row_loss[i] = loss_row_f64(loss, y + i * row, target + i * row, da + i * row, m, by, delta, activation)
 
 
-cdef void sse(const real* y, const real* target, int activation, real* row_loss, real* da,
-              Py_ssize_t n, Py_ssize_t m,
+cdef void sse(const real* y, const real* target, const real* sample_weight, int activation,
+              real* row_loss, real* da, Py_ssize_t n, Py_ssize_t m,
               Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    squared_error(y, target, activation, row_loss, da, n, m, pad, <real>1, part, parts)
+    loss_rows(SQUARED_ERROR, y, target, sample_weight, activation, 0, 1, row_loss, da, n, m, pad, part, parts)
 
 
-cdef void mse(const real* y, const real* target, int activation, real* row_loss, real* da,
-              Py_ssize_t n, Py_ssize_t m,
+cdef void mse(const real* y, const real* target, const real* sample_weight, int activation,
+              real* row_loss, real* da, Py_ssize_t n, Py_ssize_t m,
               Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    squared_error(y, target, activation, row_loss, da, n, m, pad, <real>(1.0 / (<double>n * <double>m)), part, parts)
+    loss_rows(SQUARED_ERROR, y, target, sample_weight, activation, 0, 1 / (<double>n * <double>m),
+              row_loss, da, n, m, pad, part, parts)
+
+
+cdef void mae(const real* y, const real* target, const real* sample_weight, int activation,
+              real* row_loss, real* da, Py_ssize_t n, Py_ssize_t m,
+              Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    loss_rows(ABSOLUTE_ERROR, y, target, sample_weight, activation, 0, 1 / (<double>n * <double>m),
+              row_loss, da, n, m, pad, part, parts)
+
+
+cdef void huber(const real* y, const real* target, const real* sample_weight, int activation, double delta,
+                real* row_loss, real* da, Py_ssize_t n, Py_ssize_t m,
+                Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    loss_rows(HUBER, y, target, sample_weight, activation, delta, 1 / (<double>n * <double>m),
+              row_loss, da, n, m, pad, part, parts)
+
+
+cdef void bce(const real* y, const real* target, const real* sample_weight, int activation,
+              real* row_loss, real* da, Py_ssize_t n, Py_ssize_t m,
+              Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    loss_rows(CROSS_ENTROPY, y, target, sample_weight, activation, 0, 1 / (<double>n * <double>m),
+              row_loss, da, n, m, pad, part, parts)
+
+
+cdef void bce_with_logits(const real* logits, const real* target, const real* sample_weight,
+                          real* row_loss, real* da, Py_ssize_t n, Py_ssize_t m,
+                          Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    loss_rows(CROSS_ENTROPY_OF_LOGITS, logits, target, sample_weight, LINEAR, 0, 1 / (<double>n * <double>m),
+              row_loss, da, n, m, pad, part, parts)
 
 
 cdef void total(const real* row_loss, real* loss, Py_ssize_t n,
@@ -283,12 +392,263 @@ cdef void total(const real* row_loss, real* loss, Py_ssize_t n,
         loss[0] = <real>s
 
 
-cdef void sgd(const real* g, double learning_rate, real* w, Py_ssize_t p,
+cdef void sgd(const real* g, double learning_rate, double weight_decay, real* w, Py_ssize_t p,
               Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     cdef Py_ssize_t i
-    cdef real rate = <real>learning_rate
+    cdef real rate = <real>learning_rate, decay = <real>weight_decay
     for i in range(share(p, part, parts), share(p, part + 1, parts)):
-        w[i] -= rate * g[i]
+        w[i] -= rate * (g[i] + decay * w[i])
+
+
+cdef void momentum(const real* g, double learning_rate, double momentum, int nesterov, double weight_decay,
+                   real* w, real* velocity, Py_ssize_t p,
+                   Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef real rate = <real>learning_rate, decay = <real>weight_decay, keep = <real>momentum
+    # g + keep velocity, or velocity alone
+    cdef real now = <real>(1 if nesterov else 0), later = <real>(momentum if nesterov else 1), d
+    for i in range(share(p, part, parts), share(p, part + 1, parts)):
+        d = g[i] + decay * w[i]
+        velocity[i] = keep * velocity[i] + d
+        w[i] -= rate * (now * d + later * velocity[i])
+
+
+cdef void adam(const real* g, const int64_t* step, double learning_rate, double beta1, double beta2,
+               double epsilon, double weight_decay, int decoupled,
+               real* w, real* exp_avg, real* exp_avg_sq, Py_ssize_t p,
+               Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    cdef Py_ssize_t first = share(p, part, parts)
+    cdef Update_f32 single
+    cdef Update_f64 double_
+    if real is float:
+        single = adam_of_f32(step[0], learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
+        single.first, single.second = exp_avg - w, exp_avg_sq - w
+        update_map_f32(&single, g + first, w + first, share(p, part + 1, parts) - first)
+    else:
+        double_ = adam_of_f64(step[0], learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
+        double_.first, double_.second = exp_avg - w, exp_avg_sq - w
+        update_map_f64(&double_, g + first, w + first, share(p, part + 1, parts) - first)
+
+
+cdef void rmsprop(const real* g, double learning_rate, double alpha, double epsilon, double weight_decay,
+                  real* w, real* square_avg, Py_ssize_t p,
+                  Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef real rate = <real>learning_rate, decay = <real>weight_decay, eps = <real>epsilon, d
+    cdef real keep = <real>alpha, rest = <real>(1 - alpha)
+    for i in range(share(p, part, parts), share(p, part + 1, parts)):
+        d = g[i] + decay * w[i]
+        square_avg[i] = keep * square_avg[i] + rest * (d * d)
+        w[i] -= rate * d / (root(square_avg[i]) + eps)
+
+
+cdef void adagrad(const real* g, double learning_rate, double epsilon, double weight_decay,
+                  real* w, real* square_sum, Py_ssize_t p,
+                  Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef real rate = <real>learning_rate, decay = <real>weight_decay, eps = <real>epsilon, d
+    for i in range(share(p, part, parts), share(p, part + 1, parts)):
+        d = g[i] + decay * w[i]
+        square_sum[i] += d * d
+        w[i] -= rate * d / (root(square_sum[i]) + eps)
+
+
+cdef inline real root(real x) noexcept nogil:
+    if real is float:
+        return sqrtf(x)
+    else:
+        return sqrt(x)
+
+
+cdef void clip_by_norm(double max_norm, real* g, real* norm, Py_ssize_t p,
+                       Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    # one thread: a sum is never split
+    cdef double lanes[16]
+    cdef double s = 0
+    cdef Py_ssize_t i, q
+    cdef real by
+    if part > 0:
+        return
+    memset(lanes, 0, sizeof(lanes))
+    for i in range(p // 16):
+        for q in range(16):
+            lanes[q] += <double>g[16 * i + q] * <double>g[16 * i + q]
+    for i in range(p // 16 * 16, p):
+        lanes[i % 16] += <double>g[i] * <double>g[i]
+    for q in range(16):
+        s += lanes[q]
+    s = sqrt(s)
+    norm[0] = <real>s
+    if s > max_norm:
+        by = <real>(max_norm / s)
+        for i in range(p):
+            g[i] *= by
+
+
+cdef void batchnorm_forward(const real* x, const real* gamma, const real* beta, int activation, double epsilon,
+                            double momentum, real* running_mean, real* running_var,
+                            real* y, real* mean, real* inv_std, Py_ssize_t n, Py_ssize_t m,
+                            Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    # 64 columns at a time: three passes over what then lies in the first cache
+    cdef Py_ssize_t panel, i, q, j, size, row = ld(m, pad)
+    cdef real shift[64]
+    cdef real sums[64]
+    cdef real scale[64]
+    cdef real var, d
+    cdef real share_n = <real>(1.0 / n), unbiased = <real>(<double>n / max(n - 1, 1)), new = <real>momentum
+    for panel in range(share((m + 63) // 64, part, parts), share((m + 63) // 64, part + 1, parts)):
+        j = panel * 64
+        size = min(64, m - j)
+        memset(sums, 0, sizeof(sums))
+        memcpy(shift, x + j, size * sizeof(real))  # sums of what is left are small, so is their rounding
+        for i in range(n):
+            for q in range(size):
+                sums[q] += x[i * row + j + q] - shift[q]
+        for q in range(size):
+            mean[j + q] = shift[q] = shift[q] + sums[q] * share_n
+        memset(sums, 0, sizeof(sums))
+        for i in range(n):
+            for q in range(size):
+                d = x[i * row + j + q] - shift[q]
+                sums[q] += d * d
+        for q in range(size):
+            var = sums[q] * share_n
+            inv_std[j + q] = 1 / root(var + <real>epsilon)
+            scale[q] = gamma[j + q] * inv_std[j + q]
+            running_mean[j + q] += new * (shift[q] - running_mean[j + q])
+            running_var[j + q] += new * (var * unbiased - running_var[j + q])
+        normalise(x + j, y + j, row, n, size, shift, scale, beta + j, activation)
+
+
+cdef inline void normalise(const real* x, real* y, Py_ssize_t row, Py_ssize_t n, Py_ssize_t size,
+                           const real* mean, const real* scale, const real* beta, int activation) noexcept nogil:
+    """y = f((x - mean) scale + beta)."""
+    cdef Py_ssize_t i, q
+    for i in range(n):
+        for q in range(size):
+            y[i * row + q] = (x[i * row + q] - mean[q]) * scale[q] + beta[q]
+        if activation != LINEAR:
+            activate(y + i * row, y + i * row, size, activation)
+
+
+cdef void batchnorm_inference(const real* x, const real* gamma, const real* beta, const real* running_mean,
+                              const real* running_var, int activation, double epsilon, real* y,
+                              Py_ssize_t n, Py_ssize_t m,
+                              Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    cdef Py_ssize_t panel, q, j, size
+    cdef real scale[64]
+    for panel in range(share((m + 63) // 64, part, parts), share((m + 63) // 64, part + 1, parts)):
+        j = panel * 64
+        size = min(64, m - j)
+        for q in range(size):
+            scale[q] = gamma[j + q] / root(running_var[j + q] + <real>epsilon)
+        normalise(x + j, y + j, ld(m, pad), n, size, running_mean + j, scale, beta + j, activation)
+
+
+cdef void batchnorm_backward(const real* dy, const real* x, const real* gamma, const real* y, const real* mean,
+                             const real* inv_std, int activation, real* dx, real* dgamma, real* dbeta,
+                             Py_ssize_t n, Py_ssize_t m,
+                             Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    cdef Py_ssize_t panel, i, q, j, at, size, row = ld(m, pad)
+    cdef real sums[64]
+    cdef real products[64]
+    cdef real by_h[64]
+    cdef real by_one[64]
+    cdef real by_da[64]
+    for panel in range(share((m + 63) // 64, part, parts), share((m + 63) // 64, part + 1, parts)):
+        j = panel * 64
+        size = min(64, m - j)
+        memset(sums, 0, sizeof(sums))
+        memset(products, 0, sizeof(products))
+        for i in range(n):
+            at = i * row + j
+            slope(dy + at, y + at, dx + at, size, activation)
+            for q in range(size):
+                sums[q] += dx[at + q]
+                products[q] += dx[at + q] * ((x[at + q] - mean[j + q]) * inv_std[j + q])
+        for q in range(size):
+            dbeta[j + q] = sums[q]
+            dgamma[j + q] = products[q]
+            by_da[q] = gamma[j + q] * inv_std[j + q]
+            by_one[q] = sums[q] / n
+            by_h[q] = products[q] / n * inv_std[j + q]
+        for i in range(n):
+            at = i * row + j
+            for q in range(size):
+                dx[at + q] = by_da[q] * (dx[at + q] - by_one[q] - (x[at + q] - mean[j + q]) * by_h[q])
+
+
+cdef void softmax_forward(const real* x, real* y, Py_ssize_t n, Py_ssize_t m,
+                          Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    cdef Py_ssize_t i, row = ld(m, pad)
+    for i in range(share(n, part, parts), share(n, part + 1, parts)):
+        if real is float:
+            softmax_row_f32(x + i * row, y + i * row, m)
+        else:
+            softmax_row_f64(x + i * row, y + i * row, m)
+
+
+cdef void softmax_backward(const real* dy, const real* y, real* dx, Py_ssize_t n, Py_ssize_t m,
+                           Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    cdef Py_ssize_t i, row = ld(m, pad)
+    for i in range(share(n, part, parts), share(n, part + 1, parts)):
+        if real is float:
+            softmax_slope_row_f32(dy + i * row, y + i * row, dx + i * row, m)
+        else:
+            softmax_slope_row_f64(dy + i * row, y + i * row, dx + i * row, m)
+
+
+cdef void drop(const real* x, const int64_t* counter, double rate, int64_t stream, real* y, real scale,
+               Py_ssize_t n, Py_ssize_t m, Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    """y = 0 where the element's bits are below rate, else scale x."""
+    cdef uint32_t bits[64]
+    cdef uint32_t below = <uint32_t>(rate * 4294967296.0)
+    cdef uint64_t key = random_key(counter, stream)
+    cdef Py_ssize_t i, j, q, panel, size, row = ld(m, pad)
+    for i in range(share(n, part, parts), share(n, part + 1, parts)):
+        for panel in range((m + 63) // 64):
+            j = panel * 64
+            size = min(64, m - j)
+            random_bits(key, <uint32_t>(i * m + j), 1, bits, 64)
+            for q in range(size):
+                y[i * row + j + q] = <real>0 if bits[q] < below else scale * x[i * row + j + q]
+
+
+cdef void dropout_forward(const real* x, const int64_t* counter, double rate, int64_t stream, real* y,
+                          Py_ssize_t n, Py_ssize_t m,
+                          Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    drop(x, counter, rate, stream, y, <real>(1 / (1 - rate)), n, m, pad, part, parts)
+
+
+cdef void dropout_backward(const real* dy, const int64_t* counter, double rate, int64_t stream, real* dx,
+                           Py_ssize_t n, Py_ssize_t m,
+                           Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    drop(dy, counter, rate, stream, dx, <real>(1 / (1 - rate)), n, m, pad, part, parts)
+
+
+cdef void masking_noise(const real* x, const int64_t* counter, double rate, int64_t stream, real* y,
+                        Py_ssize_t n, Py_ssize_t m,
+                        Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    drop(x, counter, rate, stream, y, <real>1, n, m, pad, part, parts)
+
+
+cdef void gaussian_noise(const real* x, const int64_t* counter, double stddev, int64_t stream, real* y,
+                         Py_ssize_t n, Py_ssize_t m,
+                         Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    cdef uint32_t first[64]
+    cdef uint32_t second[64]
+    cdef uint64_t key = random_key(counter, stream)
+    cdef Py_ssize_t i, j, panel, at, row = ld(m, pad)
+    for i in range(share(n, part, parts), share(n, part + 1, parts)):
+        for panel in range((m + 63) // 64):
+            j = panel * 64
+            at = i * row + j
+            random_bits(key, <uint32_t>(2 * (i * m + j)), 2, first, 64)
+            random_bits(key, <uint32_t>(2 * (i * m + j) + 1), 2, second, 64)
+            if real is float:
+                add_normal_f32(x + at, y + at, first, second, min(64, m - j), <float>stddev)
+            else:
+                add_normal_f64(x + at, y + at, first, second, min(64, m - j), stddev)
 
 
 cdef void gather_rows(const real* data, const int64_t* order, real* x,
@@ -330,8 +690,9 @@ cdef struct Job:
     Py_ssize_t instructions, width, check, batch, rows
     const char* data
     const char* target
+    const char* weights
     const int64_t* order
-    Py_ssize_t input_offset, input_columns, target_offset, target_columns
+    Py_ssize_t input_offset, input_columns, target_offset, target_columns, weight_offset
     Py_ssize_t output_offset, output_columns, loss_offset, pad
     double* losses
     char* out
@@ -361,6 +722,10 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
         fetch(job, job.data, job.input_columns, job.input_offset, start, count, arena, part, parts)
         if job.target != NULL:
             fetch(job, job.target, job.target_columns, job.target_offset, start, count, arena, part, parts)
+        if job.weights != NULL and part == 0:
+            for i in range(count):
+                arena[job.weight_offset + i] = (<const real*>job.weights)[
+                    start + i if job.order == NULL else job.order[start + i]]
         barrier_wait(job.barrier, parts)
         for i in range(job.instructions + 1):
             if i == job.check and i > 0:
@@ -448,7 +813,7 @@ cdef class Executor:
         self.pad = 64 // arena.itemsize
         self.codes = {}
 
-    def run(self, routine, data, target, order, *, losses=None, out=None, control=None):
+    def run(self, routine, data, target, order, *, weights=None, losses=None, out=None, control=None):
         """Run `routine` over the rows of `data` (see the executor protocol in fastae.executor)."""
         cdef Job job
         cdef Barrier barrier
@@ -476,6 +841,9 @@ cdef class Executor:
             if target is not None:
                 job.target_offset, job.target_columns = routine.target.offset, target.shape[1]
                 job.target = <const char*>held.hold(target, "target", kind, len(target) * job.target_columns, False)
+            if weights is not None:
+                job.weight_offset = routine.weight.offset
+                job.weights = <const char*>held.hold(weights, "weights", kind, len(data), False)
             if out is not None:
                 job.output_offset, job.output_columns = routine.output.offset, out.shape[1]
                 job.out = <char*>held.hold(out, "out", kind, job.rows * job.output_columns, True)
@@ -536,11 +904,11 @@ cdef class Kernel:
     cdef readonly str __doc__
     cdef object row
     cdef Py_ssize_t count, n_dims, index
-    cdef int kinds[16]        # 0 real array, 1 index array, 2 int, 3 real constant
-    cdef int written[16]
-    cdef int optional[16]
-    cdef int ranks[16]
-    cdef int dims[16][4]      # position among the dims, or -1 - size for a fixed one
+    cdef int kinds[24]        # 0 real array, 1 index array, 2 int, 3 real constant
+    cdef int written[24]
+    cdef int optional[24]
+    cdef int ranks[24]
+    cdef int dims[24][4]      # position among the dims, or -1 - size for a fixed one
 
     def __init__(self, row, Py_ssize_t index):
         self.row = row
@@ -566,7 +934,7 @@ cdef class Kernel:
         return f"<cython kernel {self.__name__}>"
 
     def __call__(self, *args):
-        cdef Py_buffer views[16]
+        cdef Py_buffer views[24]
         cdef int64_t operands[32]
         cdef Py_ssize_t i, j, held = 0, itemsize = 0, value
         cdef int64_t* dim = operands + self.count

@@ -40,12 +40,59 @@ INLINE V F(tanh)(V x)
     return (V)((VI)t | ((VI)x & ~INTEGER_MAX)); /* with the sign of x */
 }
 
+/* 2 atanh(s) = log((1 + s) / (1 - s)) for |s| <= 1/3, by its series; relative precision near 0 too. */
+INLINE V F(two_atanh)(V s)
+{
+    const V square = s * s;
+    V p = F(splat)((REAL)(2.0 / (2 * ATANH_TERMS - 1)));
+    UNROLL for (int i = ATANH_TERMS - 1; i >= 1; i--) p = p * square + (REAL)(2.0 / (2 * i - 1));
+    return p * s;
+}
+
+/* log(x) for x in [0, 1], not below -100 (the bound of the cross-entropy); x = m 2^j with m in [sqrt(1/2), sqrt(2)). */
+INLINE V F(log_unit)(V x)
+{
+    const VI tiny = x < (REAL)TINY;
+    const V y = F(pick)(tiny, x * (REAL)TINY_SCALE, x);
+    const VI shifted = (VI)y - (VI)F(splat)((REAL)0.70710678118654752440);
+    const VI whole = shifted >> MANTISSA_BITS;
+    const V mantissa = (V)((VI)y - (whole << MANTISSA_BITS));
+    const V j = (V)((VI)F(splat)((REAL)MAGIC) + whole) - (REAL)MAGIC; /* the integer as a number */
+    const V high = F(pick)(tiny, j - (REAL)TINY_EXPONENT, j);
+    const V log = F(two_atanh)((mantissa - 1) / (mantissa + 1)) + high * (REAL)LN2_LOW + high * (REAL)LN2_HIGH;
+    return F(pick)((x > 0) & (log > -100), log, F(pick)(x >= 0, F(splat)(-100), F(splat)(NAN)));
+}
+
+/* log(1 - x) for x in [0, 1], not below -100; what rounding took from 1 - x is given back. */
+INLINE V F(log_one_minus)(V x)
+{
+    const V u = 1 - x, log = F(log_unit)(u);
+    return F(pick)(u > (REAL)0.5, log + ((1 - u) - x) / u, log);
+}
+
+/* log1p(exp(-|x|)) */
+INLINE V F(log1p_exp)(V x)
+{
+    const V e = F(exp_negative)(-F(magnitude)(x)).exp;
+    return F(two_atanh)(e / (2 + e));
+}
+
+INLINE V F(softplus)(V x) { return F(pick)(x < 0, F(splat)(0), x) + F(log1p_exp)(x); }
+
+INLINE V F(elu)(V x)
+{
+    return F(pick)(x > 0, x, F(exp_negative)(F(pick)(x > 0, F(splat)(0), x)).expm1);
+}
+
 INLINE V F(activate)(V x, int activation)
 {
     switch (activation) {
     case RELU: return F(pick)(x < 0, F(splat)(0), x); /* keeps a NaN */
     case SIGMOID: return F(sigmoid)(x);
     case TANH: return F(tanh)(x);
+    case LEAKY_RELU: return F(pick)(x > 0, x, x * (REAL)0.01);
+    case ELU: return F(elu)(x);
+    case SOFTPLUS: return F(softplus)(x);
     default: return x;
     }
 }
@@ -57,6 +104,9 @@ INLINE V F(slope)(V dy, V y, int activation)
     case RELU: return F(pick)(y > 0, dy, F(splat)(0));
     case SIGMOID: return dy * (y * (1 - y));
     case TANH: return dy * (1 - y * y);
+    case LEAKY_RELU: return F(pick)(y > 0, dy, dy * (REAL)0.01);
+    case ELU: return F(pick)(y > 0, dy, dy * (y + 1));
+    case SOFTPLUS: return dy * -F(exp_negative)(-y).expm1;
     default: return dy;
     }
 }
@@ -81,6 +131,9 @@ STATIC void F(map_activate)(const REAL *x, REAL *y, Py_ssize_t size, int activat
         MAP_FORWARD(RELU)
         MAP_FORWARD(SIGMOID)
         MAP_FORWARD(TANH)
+        MAP_FORWARD(LEAKY_RELU)
+        MAP_FORWARD(ELU)
+        MAP_FORWARD(SOFTPLUS)
     }
 }
 
@@ -92,31 +145,11 @@ STATIC void F(map_slope)(const REAL *dy, const REAL *y, REAL *dx, Py_ssize_t siz
         MAP_BACKWARD(RELU)
         MAP_BACKWARD(SIGMOID)
         MAP_BACKWARD(TANH)
+        MAP_BACKWARD(LEAKY_RELU)
+        MAP_BACKWARD(ELU)
+        MAP_BACKWARD(SOFTPLUS)
     }
 }
 #undef MAP_FORWARD
 #undef MAP_BACKWARD
 
-/* Squared error of one row: its sum, and da = scale 2 (y - target) f'(y). */
-INLINE REAL F(squared_error_of)(const REAL *y, const REAL *target, REAL *da, Py_ssize_t size, REAL scale,
-                                const int activation)
-{
-    V sum = {0};
-    for (Py_ssize_t i = 0; i < size; i += LANES) {
-        const V out = F(load_part)(y + i, size - i);
-        const V error = out - F(load_part)(target + i, size - i);
-        sum += error * error;
-        F(store_part)(da + i, F(slope)(error * (2 * scale), out, activation), size - i);
-    }
-    return F(lane_sum)(sum) * scale;
-}
-
-STATIC REAL F(squared_error)(const REAL *y, const REAL *target, REAL *da, Py_ssize_t size, REAL scale, int activation)
-{
-    switch (activation) {
-    case RELU: return F(squared_error_of)(y, target, da, size, scale, RELU);
-    case SIGMOID: return F(squared_error_of)(y, target, da, size, scale, SIGMOID);
-    case TANH: return F(squared_error_of)(y, target, da, size, scale, TANH);
-    default: return F(squared_error_of)(y, target, da, size, scale, LINEAR);
-    }
-}

@@ -7,20 +7,15 @@
  * wherever it stands in whichever batch, and on any number of threads.
  */
 
-/* What becomes of the sums of an outer tile. */
-#ifndef FASTAE_TILE_MODES
-#define FASTAE_TILE_MODES
-enum { TILE_STORE, TILE_SGD };
-#endif
-
 /* R rows x C vectors of accumulators; R and C are constants where this is inlined, so they live in registers.
- * `last` is the number of columns of the last vector. */
+ * `last` is the number of columns of the last vector. The sums are stored in c or, with `update`, are the gradient
+ * by which c is updated. */
 INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_row, Py_ssize_t a_step, const REAL *b,
                           Py_ssize_t b_step, Py_ssize_t steps, const REAL *bias, REAL *c, Py_ssize_t c_row,
-                          Py_ssize_t last, int mode, REAL rate)
+                          Py_ssize_t last, const F(Update) *update)
 {
     V acc[TILE_MOST_ROWS][TILE_COLUMNS];
-    if (mode == TILE_SGD) /* what is updated comes from the second cache: ask for it before the sums begin */
+    if (update) /* what is updated comes from the second cache: ask for it before the sums begin */
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < C; j++)
             __builtin_prefetch(c + r * c_row + j * LANES, 1);
     UNROLL for (int j = 0; j < C; j++)
@@ -50,12 +45,20 @@ INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_
             }
         }
     }
-    if (mode == TILE_SGD) {
+    if (update && update->adam) { /* long: not unrolled, from the first cache */
+        REAL g[TILE_MOST_ROWS * TILE_COLUMNS * LANES];
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < C; j++)
+            F(store)(g + (r * C + j) * LANES, acc[r][j]);
+        for (int r = 0; r < R; r++)
+            F(update_map)(update, g + r * C * LANES, c + r * c_row, (C - 1) * LANES + last);
+    } else if (update) {
+        const REAL rate = update->rate, decay = update->decay;
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < C; j++)
         {
             REAL *to = c + r * c_row + j * LANES;
             const Py_ssize_t count = j == C - 1 ? last : LANES;
-            F(store_part)(to, F(load_part)(to, count) - rate * acc[r][j], count);
+            const V w = F(load_part)(to, count);
+            F(store_part)(to, w - rate * (acc[r][j] + decay * w), count);
         }
     } else {
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < C; j++)
@@ -65,14 +68,14 @@ INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_
 
 #define OUTER(R, C) \
     case (C) * 16 + (R): \
-        F(outer_tile)(R, C, a, a_row, a_step, b, b_step, steps, bias, c, c_row, last, mode, rate); \
+        F(outer_tile)(R, C, a, a_row, a_step, b, b_step, steps, bias, c, c_row, last, update); \
         break;
 #define OUTER_1_4(C) OUTER(1, C) OUTER(2, C) OUTER(3, C) OUTER(4, C)
 
 /* One tile of `rows` <= most rows x `columns` columns. */
 STATIC void F(outer)(const REAL *a, Py_ssize_t a_row, Py_ssize_t a_step, const REAL *b, Py_ssize_t b_step,
                      Py_ssize_t steps, const REAL *bias, REAL *c, Py_ssize_t c_row, Py_ssize_t rows,
-                     Py_ssize_t columns, int mode, REAL rate)
+                     Py_ssize_t columns, const F(Update) *update)
 {
     const Py_ssize_t vectors = (columns + LANES - 1) / LANES;
     const Py_ssize_t last = columns - (vectors - 1) * LANES;
