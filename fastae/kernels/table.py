@@ -44,9 +44,9 @@ class Activation:
     exact: bool = False  # maps integers to integers
 
 
-#: Sigmoid and tanh use the form whose exponential cannot overflow: with e = exp(-|x|) sigmoid is 1/(1+e) for
-#: x >= 0 and e/(1+e) below; with u = exp(-2|x|) - 1, precise near 0 too, tanh is sign(x) (-u)/(2+u); softplus is
-#: max(x, 0) + log1p(e). Softmax needs a whole row and is a kernel of its own.
+#: All use the form whose exponential cannot overflow: with e = exp(-|x|) sigmoid is 1/(1+e) for x >= 0 and
+#: e/(1+e) below, softplus is max(x, 0) + log1p(e); with u = exp(-2|x|) - 1, precise near 0 too, tanh is
+#: sign(x) (-u)/(2+u). Softmax needs a whole row and is a kernel of its own.
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {
         "linear": Activation(0, "x", "1", 0, exact=True),
@@ -86,6 +86,9 @@ class Constant:
     default: object = None  # None: must be given
     minimum: float | None = None  # smallest value allowed
     doc: str = ""
+    above: float | None = None  # what it must be larger than
+    maximum: float | None = None  # largest value allowed
+    below: float | None = None  # what it must be smaller than
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Kernel:
     gradient: str | None = None  # the kernel that takes d(output) to d(input)
     loss: bool = False  # gives a loss and its gradient
     exact: bool = True  # sums and products alone: exact on small integers
+    at_least: Mapping[str, int] = field(default_factory=dict)  # dims the checked call wants larger than 1
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -159,10 +163,10 @@ class Kernel:
 _ARRAY = re.compile(r"(\w+)\[([\w,]+)\](\?)?(?::(\w+))?")
 
 ACTIVATION = Constant("activation", "activation", "linear", doc="name of the activation")
-LEARNING_RATE = Constant("learning_rate", "real", None, 0.0, "step size, >= 0")
+LEARNING_RATE = Constant("learning_rate", "real", None, doc="step size, > 0", above=0.0)
 WEIGHT_DECAY = Constant("weight_decay", "real", 0.0, 0.0, "L2 penalty added to the gradient, >= 0")
 EPSILON = Constant("epsilon", "real", 1e-5, 0.0, "added to the variance, >= 0")
-RATE = Constant("rate", "real", None, 0.0, "probability of a zero, in [0, 1)")
+RATE = Constant("rate", "real", None, 0.0, "probability of a zero, in [0, 1)", below=1.0)
 STREAM = Constant("stream", "int", 0, 0, "tells the places in a network that draw random numbers apart")
 STRIDE = Constant("stride", "int", None, 1, "distance between kept columns, >= 1")
 
@@ -197,7 +201,7 @@ def _row(
     source: str,
     **more,
 ) -> None:
-    arguments = (
+    arguments: tuple[Array | Constant, ...] = (
         *_arrays(inputs, "in"),
         *_arrays(saved, "saved"),
         *constants,
@@ -368,7 +372,10 @@ _loss(
     "clip(e, -delta, delta) / (n m) f'(y)",
     7,
     "Huber, Robust estimation of a location parameter (1964)",
-    constants=(ACTIVATION, Constant("delta", "real", 1.0, 0.0, "where the loss becomes linear, > 0")),
+    constants=(
+        ACTIVATION,
+        Constant("delta", "real", 1.0, doc="where the loss becomes linear, > 0", above=0.0),
+    ),
 )
 _loss(
     "bce",
@@ -415,8 +422,8 @@ _row(
     inputs="g[p]",
     constants=(
         LEARNING_RATE,
-        Constant("momentum", "real", 0.9, 0.0, "share of the velocity kept, in [0, 1)"),
-        Constant("nesterov", "int", 0, 0, "1 to look ahead, 0 not to"),
+        Constant("momentum", "real", 0.9, 0.0, "share of the velocity kept, in [0, 1)", below=1.0),
+        Constant("nesterov", "int", 0, 0, "1 to look ahead, 0 not to", maximum=1),
         WEIGHT_DECAY,
     ),
     state="w[p] velocity[p]",
@@ -425,11 +432,18 @@ _row(
 )
 _ADAM = (
     LEARNING_RATE,
-    Constant("beta1", "real", 0.9, 0.0, "decay of exp_avg, in [0, 1)"),
-    Constant("beta2", "real", 0.999, 0.0, "decay of exp_avg_sq, in [0, 1)"),
+    Constant("beta1", "real", 0.9, 0.0, "decay of exp_avg, in [0, 1)", below=1.0),
+    Constant("beta2", "real", 0.999, 0.0, "decay of exp_avg_sq, in [0, 1)", below=1.0),
     Constant("epsilon", "real", 1e-8, 0.0, "added to the root, >= 0"),
     WEIGHT_DECAY,
-    Constant("decoupled", "int", 0, 0, "1: weight_decay shrinks w itself (AdamW); 0: it is added to g (Adam)"),
+    Constant(
+        "decoupled",
+        "int",
+        0,
+        0,
+        "1: weight_decay shrinks w itself (AdamW); 0: it is added to g (Adam)",
+        maximum=1,
+    ),
 )
 _ADAM_FORMULA = (
     "t = step + 1; decoupled: w -= learning_rate weight_decay w, else g += weight_decay w; "
@@ -467,7 +481,7 @@ _row(
     inputs="g[p]",
     constants=(
         LEARNING_RATE,
-        Constant("alpha", "real", 0.99, 0.0, "decay of square_avg, in [0, 1)"),
+        Constant("alpha", "real", 0.99, 0.0, "decay of square_avg, in [0, 1)", below=1.0),
         Constant("epsilon", "real", 1e-8, 0.0, "added to the root, >= 0"),
         WEIGHT_DECAY,
     ),
@@ -495,7 +509,7 @@ _row(
     "clip_by_norm",
     "All gradients scaled so that their Euclidean norm is at most max_norm.",
     "norm = sqrt(sum_p g^2), summed in float64; g *= max_norm / norm where norm > max_norm",
-    constants=(Constant("max_norm", "real", None, 0.0, "largest norm, > 0"),),
+    constants=(Constant("max_norm", "real", None, doc="largest norm, > 0", above=0.0),),
     state="g[p]",
     out="norm[1]",
     flops=lambda d: 3 * d.p,
@@ -504,7 +518,7 @@ _row(
 )
 _row(
     "batchnorm_forward",
-    "Batch normalisation with the statistics of the batch, and its activation; the running statistics follow.",
+    "Batch normalisation with the batch's statistics, and its activation; running statistics follow.",
     "y = f(gamma (x - mean) inv_std + beta); mean = mean_n x; var = mean_n (x - mean)^2 (two passes); "
     "inv_std = 1 / sqrt(var + epsilon); running_mean += momentum (mean - running_mean); "
     "running_var += momentum (var n / (n - 1) - running_var)",
@@ -512,7 +526,14 @@ _row(
     constants=(
         ACTIVATION,
         EPSILON,
-        Constant("momentum", "real", 0.1, 0.0, "weight of the batch in the running statistics, in [0, 1]"),
+        Constant(
+            "momentum",
+            "real",
+            0.1,
+            0.0,
+            "weight of the batch in the running statistics, in [0, 1]",
+            maximum=1.0,
+        ),
     ),
     state="running_mean[m] running_var[m]",
     out="y[n,m] mean[m] inv_std[m]",
@@ -520,6 +541,7 @@ _row(
     source="Ioffe, Szegedy, Batch normalization (2015), with the conventions of PyTorch's BatchNorm1d",
     gradient="batchnorm_backward",
     exact=False,
+    at_least={"n": 2},
 )
 _row(
     "batchnorm_inference",
@@ -566,11 +588,11 @@ _row(
     flops=lambda d: 4 * d.n * d.m,
     source=_BOOK,
 )
-# Random numbers come from a counter, so that every backend, any number of threads and a resumed training draw the
-# same. counter = (step, seed). mix64 is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), mix32 that of a
-# 32-bit hash of low bias (Wellons 2018); all arithmetic is modulo 2^64 or 2^32:
-#     mix64(z): z += 0x9E3779B97F4A7C15; z = (z ^ z >> 30) 0xBF58476D1CE4E5B9; z = (z ^ z >> 27) 0x94D049BB133111EB;
-#               z ^ z >> 31
+# Random numbers come from a counter, so that every backend, any number of threads and a resumed training
+# draw the same. counter = (step, seed). mix64 is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), mix32 that
+# of a 32-bit hash of low bias (Wellons 2018); all arithmetic is modulo 2^64 or 2^32:
+#     mix64(z): z += 0x9E3779B97F4A7C15; z = (z ^ z >> 30) 0xBF58476D1CE4E5B9;
+#               z = (z ^ z >> 27) 0x94D049BB133111EB; z ^ z >> 31
 #     mix32(h): h = (h ^ h >> 16) 0x7FEB352D; h = (h ^ h >> 15) 0x846CA68B; h ^ h >> 16
 #     key = mix64(mix64(mix64(seed) + step) + stream); low, high = its halves
 #     bits(e) = mix32((e 0x9E3779B9 + low) ^ high), for element e = i m + j of an array [n, m]
@@ -610,8 +632,8 @@ _row(
 _row(
     "gaussian_noise",
     "Normally distributed noise added to the input, for training a denoiser.",
-    "y = x + stddev sqrt(-2 log u) cos(2 pi v), u = ((bits(2 e) >> 8) + 1) / 2^24, v = (bits(2 e + 1) >> 8) / 2^24, "
-    "e = i m + j",
+    "y = x + stddev sqrt(-2 log u) cos(2 pi v), u = ((bits(2 e) >> 8) + 1) / 2^24, "
+    "v = (bits(2 e + 1) >> 8) / 2^24, e = i m + j",
     inputs="x[n,m] counter[2]:index",
     constants=(Constant("stddev", "real", None, 0.0, "standard deviation, >= 0"), STREAM),
     out="y[n,m]",
@@ -631,10 +653,11 @@ _row(
 
 
 def signature_hash() -> str:
-    """A hash of the names, kinds and order of all arguments: code generated from another table is recognised by it."""
+    """Hash the names, kinds and order of all arguments: code generated from another table shows by it."""
     rows = [
         (k.name, [(a.name, a.dims, a.optional) if isinstance(a, Array) else (a.name,) for a in k.arguments])
         for k in KERNELS.values()
     ]
     kinds = [[a.kind for a in k.arguments] for k in KERNELS.values()]
-    return hashlib.sha256(repr((rows, kinds, [(n, a.code) for n, a in ACTIVATIONS.items()])).encode()).hexdigest()
+    codes = [(name, a.code) for name, a in ACTIVATIONS.items()]
+    return hashlib.sha256(repr((rows, kinds, codes)).encode()).hexdigest()

@@ -103,7 +103,8 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                         real* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns,
                         const void* update, int activation,
                         Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    """c = f(a b + bias), or c updated by the gradient a b: even tiles, panel by panel, so that b stays near."""
+    """c = f(a b + bias), or c updated by the gradient a b: even tiles, panel by panel,
+        so that b stays near."""
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes
     cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
@@ -172,8 +173,9 @@ cdef void column_sums(const real* a, Py_ssize_t a_row, Py_ssize_t rows, Py_ssize
     64 columns at a time stay in registers.
     """
     cdef real block[64]
-    cdef Py_ssize_t panel, j, i, q, size
-    for panel in range(share((columns + 63) // 64, part, parts), share((columns + 63) // 64, part + 1, parts)):
+    cdef Py_ssize_t panel, j, i, size
+    for panel in range(share((columns + 63) // 64, part, parts), share((columns + 63) // 64, part + 1,
+                                                                       parts)):
         j = panel * 64
         size = min(64, columns - j)
         memset(block, 0, sizeof(block))
@@ -326,7 +328,8 @@ cdef void branch_sum(const real* x1, const real* x2, real* y, Py_ssize_t n, Py_s
         y[i] = x1[i] + x2[i]
 
 
-cdef inline void loss_rows(int loss, const real* y, const real* target, const real* sample_weight, int activation,
+cdef inline void loss_rows(int loss, const real* y, const real* target, const real* sample_weight,
+                           int activation,
                            double delta, double scale, real* row_loss, real* da, Py_ssize_t n, Py_ssize_t m,
                            Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """A loss, row by row, times `scale` and the row's weight."""
@@ -338,7 +341,8 @@ cdef inline void loss_rows(int loss, const real* y, const real* target, const re
             row_loss[i] = loss_row_f32(loss, y + i * row, target + i * row, da + i * row, m, by,
                                        <float>delta, activation)
         else:
-            row_loss[i] = loss_row_f64(loss, y + i * row, target + i * row, da + i * row, m, by, delta, activation)
+            row_loss[i] = loss_row_f64(loss, y + i * row, target + i * row, da + i * row, m, by, delta,
+                                       activation)
 
 
 cdef void sse(const real* y, const real* target, const real* sample_weight, int activation,
@@ -485,7 +489,8 @@ cdef void clip_by_norm(double max_norm, real* g, real* norm, Py_ssize_t p,
             g[i] *= by
 
 
-cdef void batchnorm_forward(const real* x, const real* gamma, const real* beta, int activation, double epsilon,
+cdef void batchnorm_forward(const real* x, const real* gamma, const real* beta, int activation,
+                            double epsilon,
                             double momentum, real* running_mean, real* running_var,
                             real* y, real* mean, real* inv_std, Py_ssize_t n, Py_ssize_t m,
                             Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
@@ -521,7 +526,8 @@ cdef void batchnorm_forward(const real* x, const real* gamma, const real* beta, 
 
 
 cdef inline void normalise(const real* x, real* y, Py_ssize_t row, Py_ssize_t n, Py_ssize_t size,
-                           const real* mean, const real* scale, const real* beta, int activation) noexcept nogil:
+                           const real* mean, const real* scale, const real* beta,
+                           int activation) noexcept nogil:
     """y = f((x - mean) scale + beta)."""
     cdef Py_ssize_t i, q
     for i in range(n):
@@ -545,7 +551,8 @@ cdef void batchnorm_inference(const real* x, const real* gamma, const real* beta
         normalise(x + j, y + j, ld(m, pad), n, size, running_mean + j, scale, beta + j, activation)
 
 
-cdef void batchnorm_backward(const real* dy, const real* x, const real* gamma, const real* y, const real* mean,
+cdef void batchnorm_backward(const real* dy, const real* x, const real* gamma, const real* y,
+                             const real* mean,
                              const real* inv_std, int activation, real* dx, real* dgamma, real* dbeta,
                              Py_ssize_t n, Py_ssize_t m,
                              Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
@@ -758,6 +765,9 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
         start += count
 
 
+cdef int READABLE = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT
+
+
 cdef class Buffers:
     """Buffers held while compiled code uses them."""
 
@@ -765,11 +775,12 @@ cdef class Buffers:
     cdef int count
 
     cdef void* hold(self, object array, str name, str formats, Py_ssize_t size, bint writable) except? NULL:
-        """Address of a C-contiguous array of one of the given format letters and at least `size` elements."""
+        """Address of a C-contiguous array with one of the format letters and at least `size` elements."""
         cdef Py_buffer* view = &self.views[self.count]
         if array is None:
             return NULL
-        PyObject_GetBuffer(array, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0))
+        PyObject_GetBuffer(array, view,
+                           READABLE | (PyBUF_WRITABLE if writable else 0))
         self.count += 1
         if view.format == NULL or view.format.decode() not in formats:
             raise TypeError(f"{name}: expected a buffer of format {formats!r}, got {view.format!r}")
@@ -840,7 +851,8 @@ cdef class Executor:
             job.order = <const int64_t*>held.hold(order, "order", "lq", job.rows, False)
             if target is not None:
                 job.target_offset, job.target_columns = routine.target.offset, target.shape[1]
-                job.target = <const char*>held.hold(target, "target", kind, len(target) * job.target_columns, False)
+                job.target = <const char*>held.hold(target, "target", kind,
+                                                    len(target) * job.target_columns, False)
             if weights is not None:
                 job.weight_offset = routine.weight.offset
                 job.weights = <const char*>held.hold(weights, "weights", kind, len(data), False)
@@ -881,7 +893,8 @@ cdef class Executor:
         key = (id(routine), rows)
         found = self.codes.get(key)
         if found is None:
-            found = self.codes[key] = (routine.encode(rows), routine)  # the routine too: its id must stay its own
+            found = self.codes[key] = (routine.encode(rows),
+                                       routine)  # the routine too: its id must stay its own
         return found[0]
 
 
@@ -896,7 +909,7 @@ cdef class Kernel:
     """A kernel on arrays: takes the arguments of its row in the table, by position.
 
     Any C-contiguous buffers of float32 or of float64 will do. Shapes are compared with each other; a wrong
-    dtype or shape or a read-only output is an error before anything is written. See fastae.ops for the full checks.
+    dtype or shape or a read-only output is an error before anything is written. fastae.ops checks more.
     """
 
     cdef readonly str __name__
@@ -952,8 +965,7 @@ cdef class Kernel:
                     number = args[i]
                     memcpy(&operands[i], &number, sizeof(double))
                 else:
-                    PyObject_GetBuffer(args[i], &views[held],
-                                       PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (PyBUF_WRITABLE if self.written[i] else 0))
+                    PyObject_GetBuffer(args[i], &views[held], READABLE | (PyBUF_WRITABLE if self.written[i] else 0))
                     held += 1
                     letter = views[held - 1].format[0]
                     if self.kinds[i] == 1:
@@ -964,7 +976,8 @@ cdef class Kernel:
                     elif itemsize == 0:
                         itemsize = views[held - 1].itemsize
                     elif views[held - 1].itemsize != itemsize:
-                        self._refuse(i, f"the dtype of the other arrays ({8 * itemsize} bits)", views[held - 1].format)
+                        self._refuse(i, f"the dtype of the other arrays ({8 * itemsize} bits)",
+                                     views[held - 1].format)
                     if self.optional[i] and views[held - 1].len == 0:
                         operands[i] = -1
                         continue
@@ -978,7 +991,8 @@ cdef class Kernel:
                         elif dim[self.dims[i][j]] < 0:
                             dim[self.dims[i][j]] = value
                         elif dim[self.dims[i][j]] != value:
-                            self._refuse(i, f"{self.row.dims[self.dims[i][j]]} = {dim[self.dims[i][j]]}", value)
+                            self._refuse(i, f"{self.row.dims[self.dims[i][j]]} = {dim[self.dims[i][j]]}",
+                                         value)
                     operands[i] = <int64_t><uintptr_t>views[held - 1].buf
             for i in range(self.count):
                 if self.kinds[i] < 2 and operands[i] != -1:
@@ -1000,7 +1014,8 @@ cdef class Kernel:
 
 
 if TABLE_HASH != table_hash():
-    raise ImportError("fastae's compiled kernels were built from another kernel table; build and install fastae again")
+    raise ImportError(
+        "fastae's compiled kernels were built from another kernel table; build and install fastae again")
 
 KERNEL_OBJECTS = {row.name: Kernel(row, index) for index, row in enumerate(KERNELS.values())}
 
