@@ -33,6 +33,7 @@ class _Bound(NamedTuple):
     after: list[Call]
     input: Any
     target: Any
+    weight: Any
     output: np.ndarray | None
     loss: memoryview | None
 
@@ -98,8 +99,10 @@ class PythonExecutor:
                     values.append(absent)
                 else:
                     shape = kernel.shape(argument, dims)
+                    # Numbers of kind "index" lie in the header, at the arena's start.
+                    within = self._header if argument.kind == "index" else self._arena
                     start = int(operands[i])
-                    values.append(prepare(self._arena[start : start + math.prod(shape)].reshape(shape)))
+                    values.append(prepare(within[start : start + math.prod(shape)].reshape(shape)))
             calls.append((getattr(self.kernels, kernel.name), tuple(values)))
         loss = routine.loss
         bound = _Bound(
@@ -108,6 +111,7 @@ class PythonExecutor:
             calls[routine.check :],
             prepare(self._rows(routine.input, rows)),
             None if routine.target is None else prepare(self._rows(routine.target, rows)),
+            None if routine.weight is None else prepare(self._rows(routine.weight, rows)),
             None if routine.output is None else self._rows(routine.output, rows),
             None if loss is None else memoryview(self._arena[loss.offset : loss.offset + 1]),
         )
@@ -123,6 +127,7 @@ class PythonExecutor:
         target: np.ndarray | None,
         order: np.ndarray | None,
         *,
+        weights: np.ndarray | None = None,
         losses: np.ndarray | None = None,
         out: np.ndarray | None = None,
         control: np.ndarray | None = None,
@@ -139,6 +144,8 @@ class PythonExecutor:
             Gathered into the routine's target; None where the routine reads none of its own.
         order : int64 ndarray, or None
             Rows of `data` in the order to take them; None for all of them as they lie.
+        weights : ndarray of shape (n,) and program.dtype, optional
+            Weight of each row of `data`, gathered into the routine's weight; None where it has none.
         losses : float64 ndarray, optional
             Receives the loss of each batch.
         out : ndarray of shape (len(order), ...), optional
@@ -157,6 +164,7 @@ class PythonExecutor:
         gather = self.kernels.gather_rows
         source = prepare(data)
         wanted = None if target is None else prepare(target)
+        weighing = None if weights is None else prepare(weights.reshape(-1, 1))
         rows_of = prepare(order)
         signals = memoryview(control)
         header = memoryview(self._header)
@@ -172,6 +180,8 @@ class PythonExecutor:
                 gather(source, rows, bound.input)
                 if wanted is not None:
                     gather(wanted, rows, bound.target)
+                if weighing is not None:
+                    gather(weighing, rows, bound.weight)
                 for kernel, arguments in bound.before:
                     kernel(*arguments)
                 if bound.loss is not None:

@@ -1,14 +1,16 @@
-"""Layers as declarations: what they compute is emitted by `fastae.program`, how is in the kernels.
+"""Layers as declarations: what they compute is emitted by `fastae.lowering`, how is in the kernels.
 
 A layer knows the shape of its output and the parameters it needs for a given input shape. A new
-layer is a frozen dataclass here, a line in `LAYERS`, and a function in ``program.py`` that lowers it.
+layer is a frozen dataclass here, a line in `LAYERS`, and a function in ``lowering.py`` that lowers it.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from operator import index
 from typing import Any, ClassVar, TypeAlias
 
@@ -16,19 +18,28 @@ from fastae import initializers
 from fastae.kernels.table import ACTIVATIONS
 
 __all__ = [
+    "ACTIVATION_NAMES",
     "LAYERS",
     "Activation",
+    "BatchNorm",
     "Dense",
+    "Dropout",
+    "GaussianNoise",
     "Layer",
+    "MaskingNoise",
     "Parallel",
     "ParameterSpec",
     "Subsample",
     "from_dict",
     "positive_int",
+    "real_number",
     "to_dict",
 ]
 
 Shape: TypeAlias = tuple[int, ...]
+
+#: Names of the activations a layer may have; softmax is no matter of single elements.
+ACTIVATION_NAMES = (*ACTIVATIONS, "softmax")
 
 #: Parallel layers may be nested this deep; a file that nests deeper is refused.
 MAX_DEPTH = 32
@@ -50,6 +61,8 @@ class ParameterSpec:
         A key of `fastae.initializers.INITIALIZERS`.
     fan_in, fan_out : int
         Inputs and outputs each unit of the layer sees, for the initializer.
+    statistic : bool
+        Whether training changes it without a gradient: a running mean or variance.
     """
 
     name: str
@@ -58,6 +71,7 @@ class ParameterSpec:
     initializer: str
     fan_in: int
     fan_out: int
+    statistic: bool = False
 
     @property
     def size(self) -> int:
@@ -81,14 +95,49 @@ def positive_int(name: str, value: Any) -> int:
     return number
 
 
+def real_number(
+    name: str,
+    value: Any,
+    low: float,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = True,
+) -> float:
+    """Return `value` as a float if it is a finite number between `low` and `high`; else raise a ValueError.
+
+    Parameters
+    ----------
+    name : str
+        Used in the message.
+    value : object
+        What was given; a bool is no number.
+    low, high : float
+        Bounds.
+    open_low, open_high : bool
+        Whether the bound itself is out of them.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a number; got {value!r}")
+    number = float(value)
+    below = number <= low if open_low else number < low
+    above = number >= high if open_high else number > high
+    if not math.isfinite(number) or below or above:
+        bounds = f"{'>' if open_low else '>='} {low:g}"
+        if high != math.inf:
+            bounds = f"in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+        raise ValueError(f"{name} must be finite and {bounds}; got {value!r}")
+    return number
+
+
 def _check_bool(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False; got {value!r}")
 
 
 def _check_activation(name: str, value: object) -> None:
-    if not isinstance(value, str) or value not in ACTIVATIONS:
-        raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}; got {value!r}")
+    if not isinstance(value, str) or value not in ACTIVATION_NAMES:
+        raise ValueError(f"{name} must be one of {', '.join(ACTIVATION_NAMES)}; got {value!r}")
 
 
 def _check_name(value: object) -> None:
@@ -132,7 +181,7 @@ class Dense(Layer):
     units : int
         Width of the output, >= 1.
     activation : str
-        A key of `fastae.kernels.table.ACTIVATIONS`.
+        One of `ACTIVATION_NAMES`.
     use_bias : bool
         Whether there is a b.
     kernel_initializer, bias_initializer : str
@@ -183,12 +232,12 @@ class Dense(Layer):
 
 @dataclass(frozen=True)
 class Activation(Layer):
-    """Element-wise activation.
+    """Activation: softmax of each row, (features,), or one of every element.
 
     Parameters
     ----------
     activation : str
-        A key of `fastae.kernels.table.ACTIVATIONS`.
+        One of `ACTIVATION_NAMES`.
     name : str, optional
         Its name in listings and files.
     """
@@ -200,6 +249,171 @@ class Activation(Layer):
 
     def __post_init__(self) -> None:
         _check_activation("activation", self.activation)
+        _check_name(self.name)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the shape of the input."""
+        if self.activation == "softmax":
+            _flat("a softmax", shape)
+        return shape
+
+
+@dataclass(frozen=True)
+class BatchNorm(Layer):
+    """Batch normalisation, ``y = f(gamma (x - mean) / sqrt(variance + epsilon) + beta)``; (features,).
+
+    Training takes mean and variance of the batch, which needs two rows or more, and lets running
+    ones follow; everything else takes the running ones.
+
+    Parameters
+    ----------
+    momentum : float
+        Weight of a batch in the running mean and variance, in [0, 1].
+    epsilon : float
+        Added to the variance, > 0.
+    activation : str
+        One of `ACTIVATION_NAMES`.
+    name : str, optional
+        Its name in listings and files.
+
+    Raises
+    ------
+    ValueError
+        When an argument is not as stated.
+
+    Notes
+    -----
+    The conventions are those of PyTorch's BatchNorm1d: the running variance is the unbiased one, that
+    of the batch is not.
+
+    References
+    ----------
+    Ioffe, Szegedy, Batch normalization (2015).
+    """
+
+    kind: ClassVar[str] = "batchnorm"
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    activation: str = "linear"
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "momentum", real_number("momentum", self.momentum, 0, 1, open_high=False))
+        object.__setattr__(self, "epsilon", real_number("epsilon", self.epsilon, 0, open_low=True))
+        _check_activation("activation", self.activation)
+        _check_name(self.name)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the shape of the input, (features,)."""
+        _flat("BatchNorm", shape)
+        return shape
+
+    def parameters(self, shape: Shape) -> tuple[ParameterSpec, ...]:
+        """Return gamma and beta, which are trained, and running_mean and running_var; (features,) each."""
+        m = _flat("BatchNorm", shape)
+        return (
+            ParameterSpec("gamma", (m,), True, "ones", m, m),
+            ParameterSpec("beta", (m,), True, "zeros", m, m),
+            ParameterSpec("running_mean", (m,), False, "zeros", m, m, statistic=True),
+            ParameterSpec("running_var", (m,), False, "ones", m, m, statistic=True),
+        )
+
+
+@dataclass(frozen=True)
+class Dropout(Layer):
+    """Zeros in place of some elements, drawn anew for each batch, the others made larger; in training alone.
+
+    Parameters
+    ----------
+    rate : float
+        Probability of a zero, in [0, 1); what is kept is divided by 1 - rate.
+    name : str, optional
+        Its name in listings and files.
+
+    Raises
+    ------
+    ValueError
+        When an argument is not as stated.
+
+    References
+    ----------
+    Srivastava et al., Dropout (2014).
+    """
+
+    kind: ClassVar[str] = "dropout"
+
+    rate: float
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rate", real_number("rate", self.rate, 0, 1))
+        _check_name(self.name)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the shape of the input."""
+        return shape
+
+
+@dataclass(frozen=True)
+class GaussianNoise(Layer):
+    """Normally distributed noise, drawn anew for each batch, added in training alone.
+
+    Parameters
+    ----------
+    stddev : float
+        Standard deviation, finite and >= 0.
+    name : str, optional
+        Its name in listings and files.
+
+    Raises
+    ------
+    ValueError
+        When an argument is not as stated.
+    """
+
+    kind: ClassVar[str] = "gaussian_noise"
+
+    stddev: float
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stddev", real_number("stddev", self.stddev, 0))
+        _check_name(self.name)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the shape of the input."""
+        return shape
+
+
+@dataclass(frozen=True)
+class MaskingNoise(Layer):
+    """Zeros in place of some elements, drawn anew for each batch, in training alone; the others stay.
+
+    Parameters
+    ----------
+    rate : float
+        Probability of a zero, in [0, 1).
+    name : str, optional
+        Its name in listings and files.
+
+    Raises
+    ------
+    ValueError
+        When an argument is not as stated.
+
+    References
+    ----------
+    Vincent et al., Stacked denoising autoencoders (2010).
+    """
+
+    kind: ClassVar[str] = "masking_noise"
+
+    rate: float
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rate", real_number("rate", self.rate, 0, 1))
         _check_name(self.name)
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -265,7 +479,10 @@ class Parallel(Layer):
 
 
 #: The closed registry: a file names a layer by one of these words and by nothing else.
-LAYERS: dict[str, type[Layer]] = {cls.kind: cls for cls in (Dense, Activation, Subsample, Parallel)}
+LAYERS: dict[str, type[Layer]] = {
+    cls.kind: cls
+    for cls in (Dense, Activation, BatchNorm, Dropout, GaussianNoise, MaskingNoise, Subsample, Parallel)
+}
 
 
 def check_layers(argument: str, layers: Any) -> tuple[Layer, ...]:

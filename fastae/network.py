@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,11 @@ class Recipe:
         "shuffle" (every row once an epoch), "replacement" or "sequential".
     updates : int, optional
         The published number of updates, where it was not counted in epochs.
+    published : dict of str to number or str
+        What the document says came of it, such as "validation_loss" after the last epoch and
+        "validation_loss_epoch_1" after the first.
+    reference : dict of str to number or str
+        What an independent implementation reaches, under the same names.
     """
 
     loss: str
@@ -46,6 +52,8 @@ class Recipe:
     dtype: str = "float32"
     sampling: str = "shuffle"
     updates: int | None = None
+    published: Mapping[str, float | str] = field(default_factory=dict, hash=False)
+    reference: Mapping[str, float | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         losses.resolve(self.loss)
@@ -60,6 +68,20 @@ class Recipe:
             raise ValueError(f"dtype must be float32 or float64; got {self.dtype!r}")
         if self.sampling not in SAMPLINGS:
             raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}; got {self.sampling!r}")
+        for name in ("published", "reference"):
+            figures = getattr(self, name)
+            if not isinstance(figures, Mapping):
+                raise ValueError(f"{name} must be a dict of figures; got {figures!r:.100}")
+            for key, value in figures.items():
+                if not isinstance(key, str) or not isinstance(value, int | float | str):
+                    raise ValueError(f"{name} must have numbers or texts under names; got {key!r}: {value!r}")
+            object.__setattr__(self, name, MappingProxyType(dict(figures)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain values."""
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        figures = {name: dict(data[name]) for name in ("published", "reference")}
+        return data | figures | {"optimizer": optimizers.to_dict(self.optimizer)}
 
 
 @dataclass(frozen=True)
@@ -290,16 +312,12 @@ class Network:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the declaration as plain values that JSON can hold."""
-        recipe = None
-        if self.recipe is not None:
-            recipe = {f.name: getattr(self.recipe, f.name) for f in fields(self.recipe)}
-            recipe["optimizer"] = optimizers.to_dict(self.recipe.optimizer)
         return {
             "name": self.name,
             "input_shape": list(self.input_shape),
             "encoder": [layers.to_dict(layer) for layer in self.encoder],
             "decoder": [layers.to_dict(layer) for layer in self.decoder],
-            "recipe": recipe,
+            "recipe": None if self.recipe is None else self.recipe.to_dict(),
         }
 
     @classmethod
@@ -342,6 +360,8 @@ def _summary_rows(placed: Placed, depth: int) -> Iterator[tuple[str, ...]]:
     bias = {True: "yes", False: "no"}.get(getattr(placed.layer, "use_bias", None), "")  # type: ignore[arg-type]
     count = sum(p.size for p in placed.parameters)
     fixed = " (fixed)" if count and not any(p.trainable for p in placed.parameters) else ""
+    if running := sum(p.size for p in placed.parameters if p.statistic):
+        fixed = f" ({running} not trainable)"
     yield (
         indent + placed.name + fixed,
         "x".join(map(str, placed.input_shape)),

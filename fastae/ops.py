@@ -5,7 +5,8 @@
     ops.dense_forward(x, w, b, activation="relu")
       │   convert the constants
       │   check each array: type, dtype, memory layout, rank, and its shape against the dims known so far
-      │   derive the remaining dims; allocate the outputs, or check those given
+      │   derive the remaining dims; check indices and counts, and that what belongs together is there
+      │   allocate the outputs, or check those given
       │   check that nothing written shares memory with anything else
       └─> the kernel of the backend in effect
 
@@ -163,8 +164,12 @@ class _Call:
         self.outputs = tuple(slots[a.name] for a in row.outputs)
         self.workspaces = tuple(s for s in self.slots if s.role == "work")
         self.states = tuple(s for s in self.slots if s.role == "state")
-        self.indices = tuple(s for s in self.given if s.dtype is _INDEX)
+        # Of fixed size they count something; else they are rows of the first array.
+        self.counts = tuple(s for s in self.given if s.dtype is _INDEX and s.dims[0].isdigit())
+        self.indices = tuple(s for s in self.given if s.dtype is _INDEX and not s.dims[0].isdigit())
         self.optional = tuple(s for s in self.slots if s.optional)
+        self.together = tuple(s for s in self.states if s.optional)
+        self.at_least = tuple(row.at_least.items())
         self.saved = tuple(s for s in self.given if s.role == "saved" and s.optional)
         self.constants = tuple((row.arguments.index(c), c, _CONVERT[c.kind]) for c in row.constants)
         self.free_dims = tuple(Constant(dim, "int", minimum=1) for dim in row.free_dims)
@@ -190,8 +195,14 @@ class _Call:
             self.check(slot, arguments[slot.place], dtype, dims)
         if self.row.derived:
             self.derive(arguments, dtype, dims)
+        for name, least in self.at_least:
+            self.check_least(name, least, dims)
         for slot in self.indices:
             self.check_range(slot, arguments[slot.place], first)
+        for slot in self.counts:
+            self.check_count(slot, arguments[slot.place])
+        for slot in self.together:
+            self.check_together(slot, arguments)
         for slot in self.saved:
             self.check_saved(slot, arguments)
 
@@ -302,6 +313,29 @@ class _Call:
                 f"the rows of {self.given[0].name}, given {wrong}"
             )
 
+    def check_count(self, slot: _Slot, array: np.ndarray) -> None:
+        """Refuse counts below 0."""
+        if array.min() < 0:
+            raise ValueError(f"{self.name}: {slot.name}: expected counts from 0, given {array.min()}")
+
+    def check_least(self, dim: str, least: int, dims: Mapping[str, int]) -> None:
+        """Refuse sizes for which the result has no meaning, as a variance of one row."""
+        if dims[dim] < least:
+            slot = next(s for s in self.given if dim in s.dims)
+            raise ValueError(
+                f"{self.name}: {slot.name}: expected shape ({', '.join(slot.dims)}) with {dim} >= {least}, "
+                f"given {dim}={dims[dim]}"
+            )
+
+    def check_together(self, slot: _Slot, arguments: list[Any]) -> None:
+        """Refuse some of the optional states without the others: they are of one parameter."""
+        absent, first = arguments[slot.place] is None, self.together[0]
+        if absent != (arguments[first.place] is None):
+            missing, present = (slot, first) if absent else (first, slot)
+            raise TypeError(
+                f"{self.name}: {missing.name}: expected an ndarray with {present.name}, given None"
+            )
+
     def check_saved(self, slot: _Slot, arguments: list[Any]) -> None:
         """Refuse to go without a saved output that the activation's derivative is written in."""
         for place, constant, _ in self.constants:
@@ -366,12 +400,18 @@ def _real(kernel: str, constant: Constant, value: Any, dtype: np.dtype) -> float
 
 
 def _within(kernel: str, constant: Constant, value: Any, largest: float) -> Any:
-    smallest = -largest if constant.minimum is None else constant.minimum
-    if not smallest <= value <= largest:  # so NaN does not pass
-        raise ValueError(
-            f"{kernel}: {constant.name}: expected a number from {smallest:g} to {largest:g}, given {value}"
-        )
-    return value
+    least, above, most, below = constant.minimum, constant.above, constant.maximum, constant.below
+    if (
+        -largest <= value <= largest  # so NaN does not pass
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+    ):
+        return value
+    low = f"> {above:g}" if above is not None else f">= {-largest if least is None else least:g}"
+    high = f"< {below:g}" if below is not None else f"<= {largest if most is None else most:g}"
+    raise ValueError(f"{kernel}: {constant.name}: expected a number {low} and {high}, given {value}")
 
 
 _LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in _REALS}
@@ -388,6 +428,12 @@ _ROLE = {
     "in": "Input.",
     "saved": "Output saved from the forward call.",
     "state": "Updated in place.",
+}
+
+
+_COUNTS = {
+    "step": "Number of updates done before this one.",
+    "counter": "Number of updates done before this one, and the seed: what the random numbers follow from.",
 }
 
 
@@ -413,7 +459,10 @@ def _document(row: Kernel) -> str:
         optional = ", optional" if array.optional else ""
         lines += [f"{array.name} : {_shape_text(array)}{optional}", f"    {_array_text(row, array)}"]
     for constant in row.constants:
-        lines += [f"{constant.name} : {_constant_text(constant)}", f"    {constant.doc.capitalize()}."]
+        lines += [
+            f"{constant.name} : {_constant_text(constant)}",
+            f"    {constant.doc[:1].upper()}{constant.doc[1:]}.",
+        ]
     for dim in row.free_dims:
         lines += [f"{dim} : int, >= 1", f"    The dim {dim} in the shapes here; keyword only."]
     if row.outputs:
@@ -428,6 +477,7 @@ def _document(row: Kernel) -> str:
         lines += [f"{array.name} : {_shape_text(array)}", f"    {text}"]
     lines += [_RAISES, "Notes", "-----"]
     lines += [f"{dim} follows from the other dims and the constants.\n" for dim in row.derived]
+    lines += [f"{dim} is at least {least}.\n" for dim, least in row.at_least.items()]
     if any(c.kind == "activation" for c in row.constants):
         lines += ["Activations (y = f(x)):", ""]
         lines += [f"- {name}: {a.formula}, derivative {a.derivative}" for name, a in ACTIVATIONS.items()] + [
@@ -444,7 +494,7 @@ def _shape_text(array: Array) -> str:
 
 def _array_text(row: Kernel, array: Array) -> str:
     if array.kind == "index":
-        return f"Rows of {row.given[0].name}, from 0."
+        return _COUNTS.get(array.name, f"Rows of {row.given[0].name}, from 0.")
     if array.role == "saved" and array.optional:
         return f"{_ROLE['saved']} May be left out with the linear activation."
     return _ROLE[array.role]

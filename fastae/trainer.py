@@ -18,17 +18,11 @@ Inference changes no weights and runs where it is called.
 from __future__ import annotations
 
 import math
-import operator
 import os
 import secrets
 import threading
-import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import cached_property
-from queue import SimpleQueue
 from typing import Any, Final
 
 import numpy as np
@@ -37,218 +31,26 @@ import numpy.typing as npt
 from fastae import backend as backends
 from fastae import losses, optimizers
 from fastae.callbacks import Callback, Progress
+from fastae.checks import all_finite, integer, real_dtype, within
+from fastae.engine import Engine, Snapshot
+from fastae.fitting import Fit, Order, Plan, Position, combine
+from fastae.history import DivergenceError, History
+from fastae.layers import GaussianNoise, MaskingNoise, real_number
 from fastae.network import SAMPLINGS, Network
-from fastae.program import Program, Routine, lower
+from fastae.program import Program
+from fastae.worker import Job, Worker
 
 __all__ = ["DivergenceError", "History", "Trainer"]
 
 Array = npt.NDArray[Any]
 
+#: Rows with their targets and their weights, where there are any.
+Rows = tuple[Array, Array | None, Array | None]
+
 #: Seconds between two looks at the control block. The end of an epoch needs no look: it wakes who waits.
 _POLL = 0.05
 
-#: Elements looked at in one go for NaN and infinity: they stay in the cache for the second look.
-_CHUNK = 1 << 18
-
-_DEFAULT_OPTIMIZER = optimizers.SGD(1e-2)
-
-
-class DivergenceError(ArithmeticError):
-    """Training produced a loss or a weight that is not finite.
-
-    The trainer holds the last finite weights and can be used.
-
-    Attributes
-    ----------
-    step : int
-        The update at which it was seen, counted from 1 in this fit: ``history.batch_loss[step - 1]``.
-    epoch : int
-        Its epoch, counted from 1 in this fit.
-    kept : int
-        Updates of this fit that the weights hold, at most ``step - 1``.
-    """
-
-    def __init__(self, message: str, step: int, epoch: int, kept: int) -> None:
-        super().__init__(message)
-        self.step = step
-        self.epoch = epoch
-        self.kept = kept
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.args[0], self.step, self.epoch, self.kept)
-
-
-@dataclass(eq=False)
-class History:
-    """What a fit recorded.
-
-    Attributes
-    ----------
-    loss : list of float
-        One for each finished epoch. For a mean loss ("mse") the mean over its rows; for a sum ("sse") the
-        loss of a batch of `batch_size` rows on average, which is the mean of the losses of its batches when
-        none of them is partial.
-    val_loss : list of float
-        The same of the validation data, after each epoch, where there are any.
-    seconds : list of float
-        Wall time of each epoch, validation and callbacks not included.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    val_loss: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    _batches: list[npt.NDArray[np.float64]] = field(default_factory=list, repr=False)
-
-    @property
-    def batch_loss(self) -> npt.NDArray[np.float64]:
-        """Loss of every batch before its update, (updates,), those of an unfinished epoch too.
-
-        After a `DivergenceError` the last one may be of a batch that led to no update.
-        """
-        return np.concatenate(self._batches) if self._batches else np.empty(0)
-
-    @property
-    def updates(self) -> int:
-        """Number of batches in `batch_loss`."""
-        return sum(map(len, self._batches))
-
-
-def _all_finite(values: Array) -> bool:
-    """Whether a one-dimensional array has neither NaN nor infinity, without a temporary of its size."""
-    with np.errstate(invalid="ignore"):
-        for start in range(0, values.size, _CHUNK):
-            part = values[start : start + _CHUNK]
-            # NaN passes through both; twice as fast as isfinite and all.
-            if not (math.isfinite(np.minimum.reduce(part)) and math.isfinite(np.maximum.reduce(part))):
-                return False
-    return True
-
-
-def _integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an int, given {type(value).__name__} {value!r:.50}") from None
-    if number < minimum or (maximum is not None and number > maximum):
-        bounds = f"at least {minimum}" + (f", at most {maximum}" if maximum is not None else "")
-        raise ValueError(f"{name}: expected {bounds}, given {number}")
-    return number
-
-
-class _Job:
-    """A call made on the worker thread."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self.call: Callable[[], None] | None = call
-        self.error: BaseException | None = None
-        self.over = False
-        self._done = threading.Lock()  # held until the call is over
-        self._done.acquire()
-
-    def run(self) -> None:
-        assert self.call is not None
-        try:
-            self.call()
-        except BaseException as error:  # raised again on the thread that waits
-            self.error = error
-        finally:
-            self.call = None
-            self.over = True
-            self._done.release()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for the end, so long at most; whether it is there.
-
-        The lock only wakes: an interrupt may come just when it was taken, and then `over` still says so.
-        """
-        if not self.over:
-            self._done.acquire(timeout=seconds)
-        return self.over
-
-
-def _serve(jobs: SimpleQueue[_Job | None]) -> None:
-    while (job := jobs.get()) is not None:
-        job.run()
-        del job  # it refers to the trainer, which must be free to go while this waits
-
-
-class _Worker:
-    """A thread that waits for jobs until its owner is no more.
-
-    It is kept because starting a thread costs a tenth of an epoch of 50 small updates, handing over a job
-    a fiftieth.
-    """
-
-    def __init__(self, owner: Trainer) -> None:
-        self.process = os.getpid()  # a forked child has no such thread
-        jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self.put = jobs.put
-        threading.Thread(target=_serve, args=(jobs,), name="fastae", daemon=True).start()
-        weakref.finalize(owner, jobs.put, None)
-
-
-class _Engine:
-    """A Program with its arena and its executor, for one backend."""
-
-    def __init__(self, trainer: Trainer, backend: backends.Backend) -> None:
-        module = backend.module
-        self.backend = backend
-        self.program = lower(
-            trainer.net,
-            batch_size=trainer.batch_size,
-            loss=trainer.loss,
-            optimizer=trainer.optimizer,
-            dtype=trainer.dtype,
-            padded=module.PADDED,
-            fused_update=module.FUSED_UPDATE,
-        )
-        self.arena = self.program.new_arena()
-        self.executor = module.Executor(self.program, self.arena, trainer.n_threads or 1)
-        self.header = self.program.header(self.arena)
-        whole = self.program.trainable
-        stretches = (
-            [*self.program.states.values()] if whole is None else [whole, *self.program.states.values()]
-        )
-        self._parameters = self._stretch(whole) if whole is not None else self.arena[:0]
-        # All that training changes and a batch does not overwrite.
-        self._state = [self.header, *map(self._stretch, stretches)]
-
-    @cached_property
-    def saved(self) -> list[Array]:
-        """Room for a copy of the state."""
-        return [part.copy() for part in self._state]
-
-    def _stretch(self, slot: Any) -> Array:
-        return self.arena[slot.offset : slot.offset + slot.size]
-
-    def finite(self) -> bool:
-        """Whether every trainable parameter is."""
-        if _all_finite(self._parameters):
-            return True
-        # The padding between rows may hold anything.
-        names = [spec.name for spec in self.program.network.parameters if spec.trainable]
-        return all(np.isfinite(self.program.view(self.arena, name)).all() for name in names)
-
-    def save(self, into: list[Array]) -> None:
-        """Copy header, trainable parameters and optimiser states, into `saved` or room like it."""
-        for copy, part in zip(into, self._state, strict=True):
-            np.copyto(copy, part)
-
-    def restore(self, saved: list[Array]) -> None:
-        """Put back what `save` copied."""
-        for part, copy in zip(self._state, saved, strict=True):
-            np.copyto(part, copy)
-
-    def carry_over(self, other: _Engine) -> None:
-        """Take everything that lasts from another engine of the same network, whatever its layout."""
-        names = [slot.name for slot in self.program.parameters]
-        trainable = [spec.name for spec in self.program.network.parameters if spec.trainable]
-        names += [f"{name}.{state}" for state in self.program.states for name in trainable]
-        for name in names:
-            self.program.view(self.arena, name)[...] = other.program.view(other.arena, name)
-        self.header[:] = other.header
+_DEFAULT_OPTIMIZER = optimizers.Adam(1e-3)
 
 
 class Trainer:
@@ -748,123 +550,6 @@ class Trainer:
         self._job = None
         if job.error is not None:
             raise job.error
-
-
-class _Training:
-    """The epochs of one fit: runs them, records them, and deals with divergence."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        engine: _Engine,
-        routine: Routine,
-        data: Array,
-        target: Array | None,
-        draw: Callable[[], npt.NDArray[np.int64] | None],
-        n_rows: int,
-        epochs: int,
-    ) -> None:
-        self.batch_size = trainer.batch_size
-        self.combine = trainer._combine
-        self.engine = engine
-        self.routine = routine
-        self.data = data
-        self.target = target
-        self.draw = draw
-        self.n_rows = n_rows
-        self.epochs = epochs
-        self.steps = -(-n_rows // self.batch_size)
-        self.total = epochs * self.steps
-        self.before = 0  # updates of the epochs that are over
-        self.history = History()
-        self.control = np.zeros(8, np.int64)
-
-    @property
-    def done(self) -> int:
-        """Updates done so far."""
-        return self.before + int(self.control[1])
-
-    def run(self, epochs: int) -> None:
-        """On the worker thread: some epochs, after which the weights are finite whatever happened."""
-        for _ in range(epochs):
-            self._epoch()
-            if self.control[0]:
-                return
-
-    def _epoch(self) -> None:
-        engine, control, history = self.engine, self.control, self.history
-        begin = time.perf_counter()
-        order = self.draw()
-        batch_loss = np.empty(self.steps)
-        engine.save(engine.saved)
-        control[1:3] = 0, -1
-        self.before = history.updates
-        try:
-            engine.executor.run(
-                self.routine, self.data, self.target, order, losses=batch_loss, control=control
-            )
-        finally:
-            batch_loss = batch_loss[: int(control[1]) + (control[2] >= 0)]
-            history._batches.append(batch_loss)
-        finite = engine.finite()
-        if control[2] >= 0 or not finite:
-            kept = int(control[1]) if finite else self._recover(order, int(control[1]))
-            raise self._divergence(self.before + kept)
-        if len(batch_loss) == self.steps:
-            history.loss.append(self.combine(batch_loss, self.n_rows))
-            history.seconds.append(time.perf_counter() - begin)
-
-    def _recover(self, order: npt.NDArray[np.int64] | None, done: int) -> int:
-        """Redo the epoch up to the last update with finite weights; the number of these updates.
-
-        The same batches from the same state give the same weights. One at a time, because the loss may
-        stay finite for a while after a weight is not (a relu that is 0).
-        """
-        engine, size = self.engine, self.batch_size
-        engine.restore(engine.saved)
-        spare = [part.copy() for part in engine.saved]
-        for update in range(done):
-            if self.control[0]:  # interrupted: what there is will do
-                return update
-            rows = slice(update * size, (update + 1) * size)
-            if order is None:
-                target = None if self.target is None else self.target[rows]
-                engine.executor.run(self.routine, self.data[rows], target, None)
-            else:
-                engine.executor.run(self.routine, self.data, self.target, order[rows])
-            if not engine.finite():
-                engine.restore(spare)
-                return update
-            engine.save(spare)
-        return done
-
-    def _divergence(self, kept: int) -> DivergenceError:
-        history = self.history
-        step, epoch = history.updates, len(history.loss) + 1
-        where = f"update {step} (epoch {epoch} of {self.epochs})"
-        what = (
-            f"the loss of {where} is {history._batches[-1][-1]}"
-            if self.control[2] >= 0
-            else f"weights are not finite after {where}"
-        )
-        return DivergenceError(
-            f"training diverged: {what}; the trainer holds the weights after update {kept}, the last finite "
-            f"ones. A smaller learning rate or data on a smaller scale may help",
-            step,
-            epoch,
-            kept,
-        )
-
-
-def _real(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    try:
-        real = np.dtype(dtype) if dtype is not None else None
-    except TypeError:
-        real = None
-    if real != np.float32 and real != np.float64:
-        raise ValueError(f"dtype: expected float32 or float64, given {dtype!r}")
-    assert real is not None
-    return real
 
 
 def _reporter(training: _Training, callbacks: Iterable[Callback]) -> Callable[[], None] | None:

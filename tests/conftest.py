@@ -122,9 +122,9 @@ class Case:
         self.dtype = np.dtype(dtype)
         self.absent = frozenset(absent)
         self.integers = integers
-        self.constants = {c.name: self._constant(c, activation) for c in row.constants} | dict(
-            constants or {}
-        )
+        self.constants = {
+            c.name: self._constant(i, c, activation) for i, c in enumerate(row.constants)
+        } | dict(constants or {})
         self.dims = dict(dims)
         for dim, rule in row.derived.items():
             self.dims[dim] = rule(SimpleNamespace(**self.dims, **self.constants))
@@ -135,19 +135,27 @@ class Case:
         without = f" without {', '.join(sorted(self.absent))}" if self.absent else ""
         return f"{self.row.name} {self.dtype} {self.dims} {self.constants}{without}"
 
-    def _constant(self, constant: Constant, activation: str) -> object:
+    def _constant(self, place: int, constant: Constant, activation: str) -> object:
         if constant.kind == "activation":
             return activation
         if constant.kind == "int":
-            return int(max(2, constant.minimum or 0))
-        return 0.5 if self.integers else 0.3
+            return int(max(2, constant.minimum or 0) if constant.maximum is None else constant.maximum)
+        return 0.5 if self.integers else 0.3 + 0.05 * place  # no two alike: a mix-up shows
 
     def _fill(self, array: Array, activation: str, rng: np.random.Generator) -> np.ndarray:
         shape = self.row.shape(array, self.dims)
-        if array.kind == "index":
-            return rng.integers(0, self.row.shape(self.row.arrays[0], self.dims)[0], shape)
+        if array.kind == "index":  # of fixed size it counts something, else it has rows of the first array
+            rows = 10 if array.dims[0].isdigit() else self.row.shape(self.row.arrays[0], self.dims)[0]
+            return rng.integers(0, rows, shape)
         values = rng.integers(-3, 4, shape) * 1.0 if self.integers else rng.uniform(-2, 2, shape)
-        if array.role == "saved" or (self.row.loss and array is self.row.arrays[0]):
+        low = lowest(array)
+        if low is not None:
+            values = low + np.abs(values)
+        if is_probability(self.row, array):
+            values = rng.uniform(size=shape)
+            exact = rng.uniform(size=shape)  # some are exactly 0, some exactly 1
+            values = np.where(exact < 0.1, 0.0, np.where(exact > 0.9, 1.0, values))
+        elif is_activated(self.row, array):
             values = apply_activation(activation, values)  # derivatives are written in an output of it
         return values.astype(np.float32).astype(self.dtype)
 
@@ -214,6 +222,24 @@ class Case:
         """What ``fastae.ops`` takes as ``out``."""
         outputs = tuple(arrays.get(a.name) for a in self.row.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
+
+
+def lowest(array: Array) -> float | None:
+    """Smallest value of an array's domain: variances and weights are not negative, deviations positive."""
+    if array.name == "inv_std":
+        return 0.1
+    squares = ("running_var", "sample_weight", "square_avg", "square_sum")
+    return 0.0 if array.name in squares or array.name.startswith("exp_avg_sq") else None
+
+
+def is_probability(row: Kernel, array: Array) -> bool:
+    """Whether values lie in [0, 1]: the targets of a cross-entropy, and what it compares with them."""
+    return row.loss and row.name.startswith("bce") and array.name in ("y", "target")
+
+
+def is_activated(row: Kernel, array: Array) -> bool:
+    """Whether values are outputs of the activation."""
+    return (array.role == "saved" and len(array.dims) > 1) or (row.loss and array.name == "y")
 
 
 def apply_activation(name: str, x: np.ndarray) -> np.ndarray:

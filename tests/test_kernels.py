@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ ROWS = list(KERNELS.values())
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 15, 16, 17, 31, 32, 33)  # around the register tiles: 5 rows, 16 lanes
 LARGE = {"n": 20, "k": 225, "m": 75, "p": 40_000, "r": 50}  # AutoEncNet
 SMALL = {"n": 3, "k": 5, "m": 4, "p": 6, "r": 7}
+WIDE = {"n": 3, "k": 5, "m": 19, "p": 37, "r": 7}  # whole vectors and a rest
 
 
 def own_dims(row: Kernel) -> list[str]:
@@ -42,9 +44,18 @@ def sizes(row: Kernel, known: dict[str, int]) -> dict[str, int]:
 
 
 def absences(row: Kernel, activation: str) -> list[tuple[str, ...]]:
-    """Ways to leave out optional arrays; a saved output is needed for all derivatives but 1."""
-    optional = [a.name for a in row.arrays if a.optional and (a.role != "saved" or activation == "linear")]
-    return [some for count in range(len(optional) + 1) for some in itertools.combinations(optional, count)]
+    """Ways to leave out optional arrays; a saved output is needed for all derivatives but 1, and the states
+    of one parameter come together.
+    """
+    optional = [a for a in row.arrays if a.optional and (a.role != "saved" or activation == "linear")]
+    groups = [(a.name,) for a in optional if a.role != "state"]
+    if states := tuple(a.name for a in optional if a.role == "state"):
+        groups.append(states)
+    return [
+        tuple(itertools.chain(*some))
+        for count in range(len(groups) + 1)
+        for some in itertools.combinations(groups, count)
+    ]
 
 
 def activations_of(row: Kernel) -> list[str]:
@@ -77,7 +88,9 @@ def magnitude(case) -> dict[str, np.ndarray]:
     """
     if "activation" in case.constants:
         case = case.with_constants(activation="linear")
-    absolute = {name: np.abs(values) for name, values in case.inputs.items()}
+    absolute = {
+        name: np.abs(values) if values.dtype == case.dtype else values for name, values in case.inputs.items()
+    }
     real = [a.name for a in case.row.given if a.kind == "real" and a.name in absolute]
     scalar = backends.load("scalar")
     trials = [case.with_inputs(**absolute | {name: -absolute[name]}).run(scalar) for name in real]
@@ -85,20 +98,183 @@ def magnitude(case) -> dict[str, np.ndarray]:
     return {a.name: np.max([np.abs(t[a.name]) for t in trials], axis=0) for a in case.results}
 
 
+def of_loss(element, slope):
+    """Bounds of a loss from those of one element's loss and slope, which the sum and the products keep."""
+
+    def bounds(v, found):
+        weight = getattr(v, "sample_weight", np.ones(len(v.target)))[:, None] / v.target.size
+        return {"row_loss": (weight * element(v)).sum(1), "da": weight * slope(v)}
+
+    return bounds
+
+
+def huber_element(v):
+    """Beyond delta the loss is delta (e - delta / 2), the difference of two numbers that are exact to an ulp."""
+    e = np.abs(v.y - v.target)
+    return np.where(e <= v.delta, e**2, v.delta * (e + v.delta))
+
+
+def cross_entropy(v):
+    """Each logarithm to a few ulp of itself, be it close to 0 or not."""
+    with np.errstate(divide="ignore"):
+        log, log_rest = (np.maximum(f, -100) for f in (np.log(v.y), np.log1p(-v.y)))
+    return -v.target * log - (1 - v.target) * log_rest
+
+
+def cross_entropy_slope(v):
+    """y - target and 1 - y have one rounding each, for both are of numbers that are exact."""
+    return np.abs(v.y - v.target) / np.maximum(v.y * (1 - v.y), 1e-12)
+
+
+def logits_element(v):
+    z = v.logits
+    return np.maximum(z, 0) + np.abs(z) * v.target + np.log1p(np.exp(-np.abs(z)))
+
+
+def updated(v, g, size, w, first, second, *, form):
+    """Bounds of an update by ``rate first / (root(second) + epsilon)`` of the gradient g.
+
+    g + weight_decay w may cancel: its error is of the size G of what is added, and then that of first and
+    second is. The root halves a relative error, G^2 / second; it comes in as step times that.
+    """
+    G = size + (v.weight_decay * np.abs(w) if not getattr(v, "decoupled", 0) else 0)
+    g = g + (v.weight_decay * w if not getattr(v, "decoupled", 0) else 0)
+    if form == "adam":
+        t = v.step[0] + 1
+        m, big_m = v.beta1 * first + (1 - v.beta1) * g, v.beta1 * np.abs(first) + (1 - v.beta1) * G
+        s, big_s = v.beta2 * second + (1 - v.beta2) * g**2, v.beta2 * second + (1 - v.beta2) * G**2
+        rate, root = v.learning_rate / (1 - v.beta1**t), np.sqrt(s / (1 - v.beta2**t))
+    else:
+        keep, add = (v.alpha, 1 - v.alpha) if form == "rmsprop" else (1, 1)
+        m, big_m = g, G
+        s, big_s = keep * second + add * g**2, keep * second + add * G**2
+        rate, root = v.learning_rate, np.sqrt(s)
+    step = rate / (root + v.epsilon)
+    decayed = np.abs(w) * (1 + v.learning_rate * v.weight_decay)
+    return decayed + step * (big_m + np.abs(m) * (1 + big_s / s)), big_m, big_s
+
+
+def bounds_of_dense_adam(v, found):
+    gradients = {
+        "w": (v.x.T @ v.da, np.abs(v.x).T @ np.abs(v.da)),
+        "b": (v.da.sum(0), np.abs(v.da).sum(0)),
+    }
+    result = {}
+    for name, (g, size) in gradients.items():
+        names = [name, f"exp_avg_{name}", f"exp_avg_sq_{name}"]
+        if hasattr(v, name):
+            arrays = (getattr(v, n) for n in names)
+            result |= zip(names, updated(v, g, size, *arrays, form="adam"), strict=True)
+    return result
+
+
+def bounds_of_norm(v, found):
+    """Squares add up in float64, in any order: the square root of their number of its ulp, as a rule."""
+    eps = np.finfo(np.float64).eps * np.sqrt(v.g.size) / np.finfo(v.dtype).eps
+    return {name: np.abs(value) * (1 + eps) for name, value in found.items()}
+
+
+def bounds_of_batchnorm(v, found):
+    """The mean errs by an ulp of A = mean |x|, and so does x - mean. In the variance the first is squared,
+    and the second is an ulp of a deviation: what is left is relative.
+    """
+    inv_std, mean = found["inv_std"], np.abs(v.x).mean(0)
+    count = len(v.x) / max(len(v.x) - 1, 1)
+    return {
+        "y": np.abs(v.gamma) * inv_std * (np.abs(v.x) + 2 * mean) + np.abs(v.beta),
+        "mean": mean,
+        "inv_std": 2 * inv_std,
+        "running_mean": np.abs(v.running_mean) + v.momentum * (mean + np.abs(v.running_mean)),
+        "running_var": v.running_var + v.momentum * (v.x.var(0) * count + v.running_var),
+    }
+
+
+def bounds_of_batchnorm_inference(v, found):
+    scale = np.abs(v.gamma) / np.sqrt(v.running_var + v.epsilon)
+    return {"y": scale * (np.abs(v.x) + np.abs(v.running_mean)) + np.abs(v.beta)}
+
+
+def bounds_of_batchnorm_backward(v, found):
+    """All signs equal, in every sum."""
+    da, h = np.abs(v.dy), (np.abs(v.x) + np.abs(v.mean)) * v.inv_std
+    total, along = da.sum(0), (da * h).sum(0)
+    dx = np.abs(v.gamma) * v.inv_std * (da + (total + h * along) / len(da))
+    return {"dx": dx, "dgamma": along, "dbeta": total}
+
+
+def bounds_of_softmax(v, found):
+    """exp has the error of x - max, an ulp of that, as a relative one; the largest is in the sum too."""
+    return {"y": found["y"] * (1 + np.ptp(v.x, axis=1, keepdims=True))}
+
+
+def itself(v, found):
+    """A product or two: zeros are exactly there."""
+    return {name: np.abs(value) for name, value in found.items()}
+
+
+#: Bounds for what is not linear in each of its arrays, where `magnitude` says nothing: functions of the
+#: arguments and of the results, both in float64.
+BOUNDS = {
+    "mae": of_loss(lambda v: np.abs(v.y - v.target), np.ones_like),
+    "huber": of_loss(huber_element, lambda v: np.minimum(np.abs(v.y - v.target), v.delta)),
+    "bce": of_loss(cross_entropy, cross_entropy_slope),
+    "bce_with_logits": of_loss(logits_element, lambda v: 1 / (1 + np.exp(-v.logits)) + v.target),
+    "adam": lambda v, found: dict(
+        zip(
+            ("w", "exp_avg", "exp_avg_sq"),
+            updated(v, v.g, np.abs(v.g), v.w, v.exp_avg, v.exp_avg_sq, form="adam"),
+            strict=True,
+        )
+    ),
+    "dense_adam": bounds_of_dense_adam,
+    "rmsprop": lambda v, found: dict(
+        zip(
+            ("w", "square_avg"),
+            updated(v, v.g, np.abs(v.g), v.w, 0, v.square_avg, form="rmsprop")[::2],
+            strict=True,
+        )
+    ),
+    "adagrad": lambda v, found: dict(
+        zip(
+            ("w", "square_sum"),
+            updated(v, v.g, np.abs(v.g), v.w, 0, v.square_sum, form="adagrad")[::2],
+            strict=True,
+        )
+    ),
+    "clip_by_norm": bounds_of_norm,
+    "batchnorm_forward": bounds_of_batchnorm,
+    "batchnorm_inference": bounds_of_batchnorm_inference,
+    "batchnorm_backward": bounds_of_batchnorm_backward,
+    "softmax_forward": bounds_of_softmax,
+    "dropout_forward": itself,
+    "dropout_backward": itself,
+    # Each of x and the noise is exact to a few ulp, however close to 0 the cosine.
+    "gaussian_noise": lambda v, found: {"y": np.abs(v.x) + np.abs(found["y"] - v.x)},
+}
+
+
 @cache
-def reference(make_case, name: str, dims: tuple, activation: str, absent: tuple) -> tuple[dict, dict]:
-    case = make_case(KERNELS[name], dict(dims), "float64", activation=activation, absent=absent)
-    return case.run(backends.load("scalar")), magnitude(case)
+def reference(make_case, name: str, dims: tuple, constants: tuple, activation: str, absent: tuple) -> tuple:
+    """The case in float64, what it gives, and the bounds of an error of one eps."""
+    options = {"activation": activation, "absent": absent, "constants": dict(constants)}
+    case = make_case(KERNELS[name], dict(dims), "float64", **options)
+    found = case.run(backends.load("scalar"))
+    return case, found, magnitude(case) if name not in BOUNDS else None
 
 
-def check_parity(make_case, backend, row, dims, dtype, activation, absent) -> None:
-    """Compare with the reference, to 4 eps sum|a||b|.
+def check_parity(make_case, backend, row, dims, dtype, activation, absent, constants=()) -> None:
+    """Compare with the reference, to 4 eps sum|a||b|, or of what stands in BOUNDS.
 
     No activation is steeper than 1, nor is a derivative larger, so an error before the activation
     is not larger after it; what the activation adds is a few ulp of the result.
     """
-    expected, scale = reference(make_case, row.name, tuple(dims.items()), activation, absent)
-    case = make_case(row, dims, dtype, activation=activation, absent=absent)
+    exact, expected, scale = reference(
+        make_case, row.name, tuple(dims.items()), tuple(constants), activation, absent
+    )
+    if scale is None:
+        scale = BOUNDS[row.name](SimpleNamespace(**exact.inputs, **exact.constants, dtype=dtype), expected)
+    options = {"activation": activation, "absent": absent, "constants": dict(constants)}
+    case = make_case(row, dims, dtype, **options)
     actual = case.run(backend)
     eps = np.finfo(dtype).eps * (2 if dtype == np.float64 else 1)  # the reference errs as much in float64
     for a in case.results:
@@ -114,7 +290,11 @@ def check_parity(make_case, backend, row, dims, dtype, activation, absent) -> No
 
 @pytest.mark.parametrize(("row", "activation"), rows_and_activations())
 def test_parity(make_case, loaded, row, activation, dtype):
-    for dims in grid(row):
+    """What an activation does at the edge of a vector is seen in every size where it is all there is, or with
+    the first of them; the others are given every fourth.
+    """
+    every = activation in ("linear", "relu") or row.name.startswith("activation")
+    for dims in grid(row)[:: 1 if every else 4]:
         for absent in absences(row, activation):
             check_parity(make_case, loaded, row, dims, dtype, activation, absent)
 
@@ -152,14 +332,26 @@ def test_readonly_and_writeable_inputs_are_alike(make_case, same_bits, loaded, r
 
 @pytest.mark.parametrize("row", [r for r in ROWS if any(c.kind == "int" for c in r.constants)], ids=by_name)
 def test_every_integer_constant(make_case, loaded, row, dtype):
-    scalar = backends.load("scalar")
     for constant in (c for c in row.constants if c.kind == "int"):
-        for value in range(int(constant.minimum or 0), 12):
-            options = {"constants": {constant.name: value}}
-            expected = make_case(row, sizes(row, SMALL), "float64", **options).run(scalar)
-            actual = make_case(row, sizes(row, SMALL), dtype, **options).run(loaded)
-            for name, values in actual.items():
-                np.testing.assert_allclose(values, expected[name], rtol=4 * np.finfo(dtype).eps)
+        last = 11 if constant.maximum is None else int(constant.maximum)
+        for value in range(int(constant.minimum or 0), last + 1):
+            given = [(constant.name, value)]
+            check_parity(make_case, loaded, row, sizes(row, SMALL), dtype, "linear", (), given)
+
+
+@pytest.mark.parametrize(("row", "activation"), rows_and_activations())
+def test_nan_goes_where_it_goes_in_the_definition(make_case, loaded, row, activation, dtype):
+    case = make_case(row, sizes(row, WIDE), dtype, activation=activation)
+    exact = make_case(row, sizes(row, WIDE), activation=activation)
+    for a in (a for a in row.given if a.kind == "real"):
+        for place in (0, -1, slice(None, None, 3)):
+            poisoned = case.inputs[a.name].copy()
+            poisoned.flat[place] = np.nan
+            expected = exact.with_inputs(**{a.name: poisoned.astype(np.float64)}).run(backends.load("scalar"))
+            for name, actual in case.with_inputs(**{a.name: poisoned}).run(loaded).items():
+                np.testing.assert_array_equal(
+                    np.isnan(actual), np.isnan(expected[name]), f"{loaded.name}: {case}: {a.name} to {name}"
+                )
 
 
 # Gradients ------------------------------------------------------------------------------------------------

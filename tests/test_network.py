@@ -9,9 +9,18 @@ import pytest
 
 from fastae import initializers, layers, losses, models, optimizers
 from fastae.kernels.table import KERNELS
-from fastae.layers import Activation, Dense, Parallel, Subsample
+from fastae.layers import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Dropout,
+    GaussianNoise,
+    MaskingNoise,
+    Parallel,
+    Subsample,
+)
 from fastae.network import Network, Recipe
-from fastae.optimizers import SGD
+from fastae.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
 
 
 def small(**more):
@@ -37,6 +46,96 @@ def test_autoencnet_is_the_published_network():
     recipe = net.recipe
     assert (recipe.loss, recipe.optimizer, recipe.batch_size) == ("sse", SGD(1e-4), 20)
     assert (recipe.dtype, recipe.sampling, recipe.updates) == ("float64", "replacement", 1000)
+
+
+def widths(net):
+    return [p.layer.units for p in net.layers if isinstance(p.layer, Dense)]
+
+
+def activations(net):
+    return [p.layer.activation for p in net.layers if isinstance(p.layer, Dense)]
+
+
+def test_quark_mlp_is_the_published_network():
+    net = models.quark_mlp()
+    assert net.n_parameters == net.n_trainable == 16584
+    assert (widths(net), activations(net)) == ([10, 10, 784], ["sigmoid", "relu", "sigmoid"])
+    assert (net.input_shape, net.code_shape, net.output_shape) == ((784,), (10,), (784,))
+    recipe = net.recipe
+    assert (recipe.loss, recipe.optimizer, recipe.batch_size, recipe.epochs) == ("mse", Adam(1e-3), 32, 10)
+    assert recipe.published == {
+        "parameters": 16584,
+        "validation_loss_epoch_1": 0.0675,
+        "validation_loss": 0.0566,
+        "minutes": 23,
+    }
+    assert recipe.reference["validation_loss"] == 0.0460
+    lines = net.summary().splitlines()
+    assert lines[2].split() == ["layer", "input", "output", "activation", "bias", "parameters"]
+    assert lines[5].split() == ["hidden", "784", "10", "sigmoid", "yes", "7850"]
+    assert lines[-1] == "16584 parameters, 16584 trainable"
+
+
+def test_batchnorm_mlp_is_the_published_network():
+    net = models.batchnorm_mlp()
+    assert (net.input_shape, net.code_shape, net.output_shape) == ((784,), (128,), (784,))
+    assert widths(net) == [512, 256, 128, 256, 512, 784]
+    assert activations(net) == ["linear"] * 6
+    norms = [p.layer for p in net.layers if isinstance(p.layer, BatchNorm)]
+    assert norms == [BatchNorm(0.1, 1e-5, "relu")] * 6
+    assert [p.layer.kind for p in net.layers] == ["dense", "batchnorm"] * 6
+    recipe = net.recipe
+    assert (recipe.loss, recipe.optimizer, recipe.batch_size, recipe.epochs) == ("mse", Adam(1e-3), 128, 20)
+    assert recipe.reference == {"training_loss": 0.0057, "validation_loss": 0.0049}
+    assert widths(models.batchnorm_mlp(12, 3)) == [12, 6, 3, 6, 12, 12]
+    with pytest.raises(ValueError, match="num_hidden must be an integer >= 1; got 0"):
+        models.batchnorm_mlp(num_hidden=0)
+    with pytest.raises(ValueError, match="image_dim must be an integer >= 1; got -1"):
+        models.batchnorm_mlp(-1)
+
+
+def test_deep_mlp_is_the_published_network():
+    net = models.deep_mlp()
+    assert widths(net) == [256, 128, 64, 32, 16, 8, 4, 8, 16, 32, 64, 128, 256, 784]
+    assert activations(net) == ["relu"] * 13 + ["sigmoid"]
+    assert (net.input_shape, net.code_shape, net.output_shape) == ((784,), (4,), (784,))
+    recipe = net.recipe
+    assert (recipe.loss, recipe.optimizer, recipe.batch_size, recipe.epochs) == ("bce", Adam(), 32, 20)
+
+
+def test_deep_mlp_linear_code_is_the_published_network():
+    net = models.deep_mlp_linear_code()
+    assert widths(net) == [256, 128, 32, 16, 10, 16, 32, 64, 128, 256, 784]
+    assert activations(net) == ["relu"] * 4 + ["linear"] + ["relu"] * 5 + ["sigmoid"]
+    assert (net.input_shape, net.code_shape, net.output_shape) == ((784,), (10,), (784,))
+    recipe = net.recipe
+    assert recipe.optimizer == Adam(1e-3, weight_decay=1e-5)
+    assert (recipe.loss, recipe.batch_size, recipe.epochs) == ("mse", 64, 10)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_model_starts_as_in_the_framework_of_its_document(name):
+    net = models.MODELS[name]()
+    assert net.name == name
+    assert net.recipe is not None
+    torch = name in ("batchnorm_mlp", "deep_mlp_linear_code")
+    for layer in (p.layer for p in net.layers if isinstance(p.layer, Dense) and p.layer.trainable):
+        start = (layer.kernel_initializer, layer.bias_initializer)
+        assert start == (("uniform_fan_in",) * 2 if torch else ("glorot_uniform", "zeros"))
+
+
+def test_batch_normalisation_has_statistics_that_no_gradient_trains():
+    net = Network([Dense(3, name="a"), BatchNorm(name="n")], [Dense(4)], 4)
+    specs = {p.name: p for p in net.parameters if p.name.startswith("n.")}
+    assert [*specs] == ["n.gamma", "n.beta", "n.running_mean", "n.running_var"]
+    assert [p.trainable for p in specs.values()] == [True, True, False, False]
+    assert [p.statistic for p in specs.values()] == [False, False, True, True]
+    weights = net.initial_weights(0)
+    for name, value in zip(specs, (1, 0, 0, 1), strict=True):
+        assert weights[name].tolist() == [value] * 3
+    assert net.n_parameters - net.n_trainable == 6
+    assert "n (6 not trainable)  3      3       linear" in net.summary()
+    assert net.summary().endswith(f"{net.n_parameters} parameters, {net.n_trainable} trainable")
 
 
 def test_autoencnet_of_other_sizes():
@@ -109,6 +208,29 @@ def test_a_bias_is_drawn_for_the_inputs_of_its_layer():
         (lambda: Dense(3, name=""), "name must be None, or a letter"),
         (lambda: Dense(3, name="in\n"), "name must be None, or a letter"),
         (lambda: Activation("softplus2"), "activation must be one of"),
+        (lambda: Dense(3, "Softmax"), "activation must be one of linear, .*, softmax; got 'Softmax'"),
+        (lambda: BatchNorm(1.5), r"momentum must be finite and in \[0, 1\]; got 1.5"),
+        (lambda: BatchNorm(-0.1), r"momentum must be finite and in \[0, 1\]; got -0.1"),
+        (lambda: BatchNorm("0.1"), "momentum must be a number; got '0.1'"),
+        (lambda: BatchNorm(epsilon=0), "epsilon must be finite and > 0; got 0"),
+        (lambda: BatchNorm(epsilon=math.inf), "epsilon must be finite and > 0; got inf"),
+        (lambda: BatchNorm(activation="softmin"), "activation must be one of"),
+        (lambda: BatchNorm(name="a.b"), "name must be None, or a letter"),
+        (lambda: Dropout(1), r"rate must be finite and in \[0, 1\); got 1"),
+        (lambda: Dropout(-0.5), r"rate must be finite and in \[0, 1\); got -0.5"),
+        (lambda: Dropout(math.nan), r"rate must be finite and in \[0, 1\); got nan"),
+        (lambda: Dropout(None), "rate must be a number; got None"),
+        (lambda: MaskingNoise(1.0), r"rate must be finite and in \[0, 1\); got 1.0"),
+        (lambda: GaussianNoise(-1), "stddev must be finite and >= 0; got -1"),
+        (lambda: GaussianNoise(math.inf), "stddev must be finite and >= 0; got inf"),
+        (
+            lambda: Network([BatchNorm(name="n")], [Dense(4)], (2, 2)),
+            r"layer 'n': input of BatchNorm must have one dimension",
+        ),
+        (
+            lambda: Network([Activation("softmax", name="s")], [Dense(4)], (2, 2)),
+            r"layer 's': input of a softmax must have one dimension",
+        ),
         (lambda: Subsample(0), "stride must be an integer >= 1; got 0"),
         (lambda: Parallel([Dense(2)]), "branches must be two or more"),
         (lambda: Parallel([Dense(2)], "ab"), r"branches\[1\] must be a sequence of layers"),
@@ -141,6 +263,30 @@ def test_a_bias_is_drawn_for_the_inputs_of_its_layer():
         (lambda: SGD(math.inf), "learning_rate must be finite and > 0"),
         (lambda: SGD("fast"), "learning_rate must be a number; got 'fast'"),
         (lambda: SGD(True), "learning_rate must be a number; got True"),
+        (lambda: SGD(momentum=1), r"momentum must be finite and in \[0, 1\); got 1"),
+        (lambda: SGD(nesterov=True), "nesterov needs a momentum > 0; got momentum 0"),
+        (lambda: SGD(momentum=0.9, nesterov=1), "nesterov must be True or False; got 1"),
+        (lambda: SGD(weight_decay=-1e-3), "weight_decay must be finite and >= 0; got -0.001"),
+        (lambda: SGD(clip_norm=0), "clip_norm must be finite and > 0; got 0"),
+        (lambda: Adam(-1e-3), "learning_rate must be finite and > 0; got -0.001"),
+        (lambda: Adam(betas=(0.9, 1)), r"betas\[1\] must be finite and in \[0, 1\); got 1"),
+        (lambda: Adam(betas=(-0.1, 0.9)), r"betas\[0\] must be finite and in \[0, 1\); got -0.1"),
+        (lambda: Adam(betas=0.9), r"betas must be two numbers in \[0, 1\); got 0.9"),
+        (lambda: Adam(betas=(0.9,)), r"betas must be two numbers in \[0, 1\); got \(0.9,\)"),
+        (lambda: Adam(epsilon=0), "epsilon must be finite and > 0; got 0"),
+        (lambda: AdamW(weight_decay=math.inf), "weight_decay must be finite and >= 0; got inf"),
+        (lambda: RMSprop(alpha=1.0), r"alpha must be finite and in \[0, 1\); got 1.0"),
+        (lambda: Adagrad(weight_decay=-1), "weight_decay must be finite and >= 0; got -1"),
+        (lambda: Adagrad(clip_norm=math.nan), "clip_norm must be finite and > 0; got nan"),
+        (lambda: losses.huber(0), "delta must be finite and > 0; got 0"),
+        (lambda: losses.from_dict("mse"), "loss must be a dict whose type is one of sse"),
+        (lambda: losses.from_dict({"type": "l2"}), "loss must be a dict whose type is one of sse"),
+        (lambda: losses.from_dict({"type": "mse", "delta": 1}), "loss mse has no field delta"),
+        (lambda: Recipe("sse", SGD(), 1, 1, published=3), "published must be a dict of figures; got 3"),
+        (
+            lambda: Recipe("sse", SGD(), 1, 1, reference={"loss": None}),
+            "reference must have numbers or texts under names; got 'loss': None",
+        ),
         (lambda: losses.resolve("huberish"), "loss must be one of sse, mse.*; got 'huberish'"),
         (lambda: losses.resolve(None), "loss must be one of"),
         (lambda: optimizers.resolve("sdg"), "optimizer must be an optimiser or one of sgd.*; got 'sdg'"),
@@ -201,7 +347,15 @@ def test_shapes_are_inferred():
 
 
 def test_a_network_comes_back_from_its_dict():
-    for net in (small(), models.autoencnet(), models.autoencnet(9, 2), small(name="s")):
+    every = [Dropout(0.5), GaussianNoise(0.1), MaskingNoise(0.2), Activation("softmax"), BatchNorm(0.2, 1e-3)]
+    for net in (
+        small(),
+        small(name="s"),
+        small(recipe=Recipe("huber", AdamW(clip_norm=1), 2, 3, published={"what": "a picture"})),
+        Network(every, [Dense(4, "elu")], 4),
+        models.autoencnet(9, 2),
+        *(model() for model in models.MODELS.values()),
+    ):
         data = net.to_dict()
         again = Network.from_dict(json.loads(json.dumps(data)))
         assert again == net
@@ -282,10 +436,39 @@ def test_losses_and_optimisers_have_their_kernels():
         optimizer = optimizers.resolve(name)
         assert type(optimizer) is cls
         assert optimizers.resolve(optimizer) is optimizer
-        assert optimizers.from_dict(optimizers.to_dict(optimizer)) == optimizer
-        flat = {a.name for a in KERNELS[cls.kernel].arguments}
-        assert flat == {"g", "w", *cls.states, *optimizer.constants}
-        if cls.dense_kernel is not None:
-            dense = {a.name for a in KERNELS[cls.dense_kernel].arguments if getattr(a, "role", "") != "work"}
-            states = {f"{s}_{part}" for s in cls.states for part in "wb"}
+    for optimizer in (
+        *(cls() for cls in optimizers.OPTIMIZERS.values()),
+        SGD(0.5, momentum=0.5, nesterov=True, weight_decay=0.5, clip_norm=2),
+        Adam(betas=[0, 0.5]),
+    ):
+        data = json.loads(json.dumps(optimizers.to_dict(optimizer)))
+        assert optimizers.from_dict(data) == optimizer
+        flat = {a.name for a in KERNELS[optimizer.kernel].arguments} - {"step"}
+        assert flat == {"g", "w", *optimizer.states, *optimizer.constants}
+        if optimizer.dense_kernel is not None:
+            row = KERNELS[optimizer.dense_kernel]
+            dense = {a.name for a in row.arguments if getattr(a, "role", "") != "work"} - {"step"}
+            states = {f"{s}_{part}" for s in optimizer.states for part in "wb"}
             assert dense == {"x", "da", "w", "b", *states, *optimizer.constants}
+
+
+def test_optimisers_have_the_defaults_of_pytorch():
+    assert (RMSprop().learning_rate, RMSprop().alpha, RMSprop().epsilon) == (1e-2, 0.99, 1e-8)
+    assert (Adagrad().learning_rate, Adagrad().epsilon) == (1e-2, 1e-10)
+    assert (Adam().learning_rate, Adam().betas, Adam().epsilon) == (1e-3, (0.9, 0.999), 1e-8)
+    assert (Adam().weight_decay, AdamW().weight_decay) == (0, 1e-2)
+    assert Adam().constants["decoupled"] == 0
+    assert AdamW().constants["decoupled"] == 1
+    assert str(Adam(clip_norm=1)) == "Adam(learning_rate=0.001, clip_norm=1.0)"
+    assert str(SGD(momentum=0.5)) == "SGD(learning_rate=0.01, momentum=0.5)"
+
+
+def test_losses_know_their_targets_and_constants():
+    assert losses.resolve("l1") is losses.LOSSES["mae"]
+    ranges = {name: loss.target_range for name, loss in losses.LOSSES.items() if loss.target_range}
+    assert ranges == {"bce": (0, 1), "bce_with_logits": (0, 1)}
+    assert losses.resolve("huber").constants == {"delta": 1}
+    assert losses.huber(0.5).constants == {"delta": 0.5}
+    assert losses.LOSSES["mse"].constants == {}
+    for loss in (*losses.LOSSES.values(), losses.huber(0.25)):
+        assert losses.from_dict(json.loads(json.dumps(losses.to_dict(loss)))) == loss

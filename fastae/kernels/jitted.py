@@ -1,4 +1,4 @@
-"""Every kernel in Numba, and the epoch that runs a Program without Python.
+"""Every kernel in Numba.
 
 ::
 
@@ -10,6 +10,8 @@
 
 Both forms are generated from the row of ``table.py`` and compiled when they are first asked for, by
 kernel and dtype, with explicit signatures; Numba keeps them on disk. No network is ever compiled.
+What Numba has no words for, and the epoch, are in ``jitted_runtime.py``, exp and its like in
+``jitted_maths.py``.
 
 A body computes the share of its outputs that falls to ``part`` of ``parts``. Sums are never split and
 products are cut into the same blocks for any number of parts, so their bits do not depend on it.
@@ -19,45 +21,43 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from fastae.kernels import jitted_runtime
+from fastae.kernels.jitted_maths import (
+    bits,
+    cosine_of_turn,
+    exp,
+    expm1,
+    key,
+    log,
+    log1p,
+    log_of_rest,
+    of_rank,
+    pick,
+    plus,
+    rank,
+    root,
+)
+from fastae.kernels.jitted_runtime import OPTIONS, REALS, STAMP, at, cache_works, compiled, copy, gemm, share
 from fastae.kernels.table import KERNELS, Array, Kernel
 
-try:
-    import numba
-    import scipy.linalg.cython_blas  # noqa: F401  (Numba finds its BLAS there)
-    from llvmlite import ir
-    from numba import carray, cfunc, njit, types
-    from numba.core import cgutils
-    from numba.extending import intrinsic, overload
-    from threadpoolctl import ThreadpoolController
-except ImportError as error:
-    raise ImportError(
-        f'the numba backend needs {error.name or "numba"}: pip install "fastae[numba]"'
-    ) from error
-
-if TYPE_CHECKING:
-    from fastae.program import Program, Routine, Slot
+# isort: split
+import numba
+from numba import carray, cfunc, njit, types
 
 PADDED = False
 FUSED_UPDATE = False
-
-_OPTIONS = {"nogil": True, "error_model": "numpy"}
-_REALS = {"f": types.float32, "d": types.float64}
 
 # Products of fewer multiply-adds than this are one block, and so one thread's.
 _GRAIN = 1 << 19
 _MOST_BLOCKS = 8
 _NARROWEST = 64
 
-_SPINS = 4000  # looks at a barrier, some microseconds, before the thread gives up its core
+_PANEL = 256  # columns that batch normalisation works on at a time, so that they stay in cache
 
 
 def prepare(array: np.ndarray) -> np.ndarray:
@@ -73,252 +73,8 @@ def describe() -> dict[str, str]:
         "numba": numba.__version__,
         "compiler": "LLVM " + ".".join(map(str, binding.llvm_version_info)),
         "instruction set": binding.get_host_cpu_name(),
-        "cache": "on disk" if _cache_works() else "no writable folder",
+        "cache": "on disk" if cache_works() else "no writable folder",
     }
-
-
-@cache
-def _cache_works() -> bool:
-    """Whether there is a folder to keep compiled code in."""
-    try:
-        njit(cache=True)(_total.py_func)  # looks for the folder, compiles nothing
-    except RuntimeError:
-        return False
-    return True
-
-
-# --- what Numba has no words for -----------------------------------------------------------------
-
-
-@intrinsic
-def _at(typing, pointer, offset, dtype):
-    """``(dtype *)(pointer + offset)``."""
-    signature = types.CPointer(dtype.dtype)(pointer, offset, dtype)
-
-    def generate(context, builder, signature, arguments):
-        moved = builder.gep(arguments[0], [arguments[1]])
-        return builder.bitcast(moved, context.get_value_type(signature.return_type))
-
-    return signature, generate
-
-
-def _data(context, builder, type_, value):
-    return context.make_array(type_)(context, builder, value).data
-
-
-@intrinsic
-def _gemm(typing, m, n, k, a, lda, a_turned, b, ldb, b_turned, c, ldc):
-    """c[m, n] = a b, either factor transposed where its flag is set; rows lie lda, ldb, ldc apart.
-
-    The routine behind ``np.dot``, which itself copies a block of columns before it multiplies.
-    """
-    signature = types.void(m, n, k, a, lda, a_turned, b, ldb, b_turned, c, ldc)
-
-    def generate(context, builder, signature, arguments):
-        m, n, k, a, lda, a_turned, b, ldb, b_turned, c, ldc = arguments
-        real, char = signature.args[9].dtype, ir.IntType(8)
-        size, pointer = context.get_value_type(types.intp), cgutils.voidptr_t
-
-        def number(value):
-            return builder.bitcast(
-                cgutils.alloca_once_value(builder, context.get_constant(real, value)), pointer
-            )
-
-        def start(place, value):
-            return builder.bitcast(_data(context, builder, signature.args[place], value), pointer)
-
-        def letter(turned):
-            return builder.select(
-                cgutils.is_not_null(builder, turned), ir.Constant(char, ord("t")), ir.Constant(char, ord("n"))
-            )
-
-        routine = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(
-                ir.IntType(32),
-                [char] * 3 + [size] * 3 + [pointer] * 2 + [size, pointer, size, pointer, pointer, size],
-            ),
-            "numba_xxgemm",
-        )
-        kind = ir.Constant(char, ord("s" if real == types.float32 else "d"))
-        # BLAS counts along columns: it is given the transposed product, c^T = b^T a^T.
-        shape_and_factors = (n, m, k, number(1.0), start(6, b), ldb, start(3, a), lda)
-        builder.call(
-            routine,
-            (kind, letter(b_turned), letter(a_turned), *shape_and_factors, number(0.0), start(9, c), ldc),
-        )
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-@intrinsic
-def _call(typing, address, arena, code, line, part, parts):
-    """Call the instruction form at an address with a line of the code."""
-    signature = types.void(address, arena, code, line, part, parts)
-
-    def generate(context, builder, signature, arguments):
-        address, arena, code, line, part, parts = arguments
-        size, pointer = ir.IntType(64), cgutils.voidptr_t
-        width = context.make_array(signature.args[2])(context, builder, code).shape
-        first = builder.add(builder.mul(line, builder.extract_value(width, 1)), ir.Constant(size, 2))
-        operands = builder.gep(_data(context, builder, signature.args[2], code), [first])
-        form = ir.FunctionType(ir.VoidType(), [pointer, pointer, size, size])
-        builder.call(
-            builder.inttoptr(address, form.as_pointer()),
-            (
-                builder.bitcast(_data(context, builder, signature.args[1], arena), pointer),
-                builder.bitcast(operands, pointer),
-                part,
-                parts,
-            ),
-        )
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-@intrinsic
-def _pick(typing, condition, a, b):
-    """``a if condition else b`` without a branch, which could keep a loop from becoming vector code."""
-    signature = a(condition, a, b)
-
-    def generate(context, builder, signature, arguments):
-        condition = context.cast(builder, arguments[0], signature.args[0], types.boolean)
-        return builder.select(condition, arguments[1], arguments[2])
-
-    return signature, generate
-
-
-@intrinsic
-def _fetch_add(typing, array, place, value):
-    """Add to ``array[place]`` atomically and return what was there."""
-    signature = types.int64(array, place, value)
-
-    def generate(context, builder, signature, arguments):
-        spot = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
-        return builder.atomic_rmw("add", spot, arguments[2], "seq_cst")
-
-    return signature, generate
-
-
-@intrinsic
-def _load(typing, array, place):
-    """Read ``array[place]`` atomically."""
-    signature = types.int64(array, place)
-
-    def generate(context, builder, signature, arguments):
-        spot = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
-        return builder.load_atomic(spot, "seq_cst", 8)
-
-    return signature, generate
-
-
-@intrinsic
-def _store(typing, array, place, value):
-    """Write ``array[place]`` atomically."""
-    signature = types.void(array, place, value)
-
-    def generate(context, builder, signature, arguments):
-        spot = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
-        builder.store_atomic(arguments[2], spot, "seq_cst", 8)
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-@intrinsic
-def _yield_core(typing):
-    """Let another thread have this core."""
-    signature = types.void()
-
-    def generate(context, builder, signature, arguments):
-        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
-        form = ir.FunctionType(ir.IntType(32), [])
-        builder.call(cgutils.get_or_insert_function(builder.module, form, name), ())
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-@njit(**_OPTIONS)
-def _meet(state, parts):
-    """Barrier: ``state[0]`` threads have arrived, ``state[8]`` counts the meetings."""
-    if parts == 1:
-        return
-    meeting = _load(state, 8)
-    if _fetch_add(state, 0, 1) == parts - 1:
-        _store(state, 0, 0)
-        _store(state, 8, meeting + 1)
-        return
-    looks = 0
-    while _load(state, 8) == meeting:
-        looks += 1
-        if looks > _SPINS:
-            _yield_core()
-
-
-# --- exponentials --------------------------------------------------------------------------------
-#
-# exp(z) = 2^n exp(r) with z = n log 2 + r, |r| <= log(2)/2, and exp(r) - 1 by its Taylor series: a
-# form without a branch, which LLVM turns into vector code (a call of libm's exp it does not).
-
-
-@intrinsic
-def _power_of_two(typing, shifted):
-    """2^n, where n is what the lowest bits of the mantissa hold."""
-    signature = shifted(shifted)
-
-    def generate(context, builder, signature, arguments):
-        real = context.get_value_type(signature.return_type)
-        integer, mantissa, bias = (
-            (ir.IntType(32), 23, 127)
-            if signature.return_type == types.float32
-            else (ir.IntType(64), 52, 1023)
-        )
-        n = builder.add(builder.bitcast(arguments[0], integer), ir.Constant(integer, bias))
-        return builder.bitcast(builder.shl(n, ir.Constant(integer, mantissa)), real)
-
-    return signature, generate
-
-
-def _exp_parts(z):
-    """For z <= 0, not too small: 2^n and exp(r) - 1."""
-
-
-@overload(_exp_parts)
-def _exp_parts_of(z):
-    # `shift` rounds what it is added to and leaves the integer in the lowest bits. `high` is log 2 cut
-    # to so few bits that n high is exact.
-    single = z == types.float32
-    real: Any = np.float32 if single else np.float64
-    terms = 7 if single else 13
-    shift = real(1.5 * 2**23 if single else 1.5 * 2**52)
-    high = real(0.693359375 if single else float.fromhex("0x1.62e42feep-1"))
-    low = real(-2.12194440054690583e-4 if single else 1.90821492927058770e-10)
-    inverse = real(1 / math.log(2))
-    series = tuple(real(1 / math.factorial(i)) for i in range(terms, 0, -1))
-
-    def implementation(z):
-        shifted = z * inverse + shift
-        n = shifted - shift
-        r = (z - n * high) - n * low
-        p = series[0]
-        for i in range(1, len(series)):
-            p = p * r + series[i]
-        return _power_of_two(shifted), p * r
-
-    return implementation
-
-
-def _lowest(x):
-    """Where exp of it is still a normal number."""
-
-
-@overload(_lowest)
-def _lowest_of(x):
-    value = np.float32(-87.0) if x == types.float32 else np.float64(-708.0)
-    return lambda x: value
 
 
 # --- one row -------------------------------------------------------------------------------------
@@ -326,95 +82,164 @@ def _lowest_of(x):
 # Numba takes a bare 1.0 for double precision: constants are made in the type of the array.
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _activate(y, activation):
     """y = f(y) for a row: in place, as LLVM makes no vector code where an input may be the output."""
     zero, one, two = y.dtype.type(0), y.dtype.type(1), y.dtype.type(2)
     if activation == 1:
         for j in range(y.size):
-            y[j] = _pick(y[j] <= zero, zero, y[j])  # NaN stays NaN
+            y[j] = pick(y[j] <= zero, zero, y[j])  # NaN stays NaN
     elif activation == 2:
-        lowest = _lowest(one)
         for j in range(y.size):
-            v = y[j]
-            z = -abs(v)
-            scale, p = _exp_parts(_pick(z < lowest, lowest, z))
-            e = _pick(z < lowest, zero, scale + scale * p)
-            y[j] = _pick(v < zero, e, one) / (one + e)
+            e = exp(-abs(y[j]))
+            y[j] = pick(y[j] < zero, e, one) / (one + e)
     elif activation == 3:
-        lowest = _lowest(one)
         for j in range(y.size):
-            v = y[j]
-            z = -two * abs(v)
-            scale, p = _exp_parts(_pick(z < lowest, lowest, z))
-            e1 = scale * p + (scale - one)  # exp(z) - 1, precise near 0 too
-            t = -e1 / (two + e1)
-            y[j] = _pick(v < zero, -t, t)
+            e = expm1(-two * abs(y[j]))
+            t = -e / (two + e)
+            y[j] = pick(y[j] < zero, -t, t)
+    elif activation == 4:
+        leak = y.dtype.type(0.01)
+        for j in range(y.size):
+            y[j] = pick(y[j] > zero, y[j], leak * y[j])
+    elif activation == 5:
+        for j in range(y.size):
+            y[j] = pick(y[j] > zero, y[j], expm1(pick(y[j] > zero, zero, y[j])))
+    elif activation == 6:
+        for j in range(y.size):
+            y[j] = pick(y[j] <= zero, zero, y[j]) + log1p(exp(-abs(y[j])))
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _differentiate(dx, y, activation):
     """dx = dx f'(y) for a row."""
     zero, one = y.dtype.type(0), y.dtype.type(1)
     if activation == 1:
         for j in range(y.size):
-            dx[j] = _pick(y[j] > zero, dx[j], zero)
+            dx[j] = pick(y[j] > zero, dx[j], zero)
     elif activation == 2:
         for j in range(y.size):
             dx[j] *= y[j] * (one - y[j])
     elif activation == 3:
         for j in range(y.size):
             dx[j] *= one - y[j] * y[j]
+    elif activation == 4:
+        leak = y.dtype.type(0.01)
+        for j in range(y.size):
+            dx[j] = pick(y[j] > zero, dx[j], leak * dx[j])
+    elif activation == 5:
+        for j in range(y.size):
+            dx[j] = pick(y[j] > zero, dx[j], dx[j] * (y[j] + one))
+    elif activation == 6:
+        for j in range(y.size):
+            dx[j] *= -expm1(-y[j])
 
 
-@njit(nogil=True, error_model="numpy", fastmath={"reassoc"})
-def _error_row(y, target, error, factor):
-    """error = factor (y - target); return sum (y - target)^2, added in the order vectors like."""
-    total = y.dtype.type(0)
-    for j in range(y.size):
-        e = y[j] - target[j]
-        total += e * e
-        error[j] = factor * e
-    return total
-
-
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _add(total, x):
     """total += x for a row."""
     for j in range(total.size):
         total[j] += x[j]
 
 
-@njit(**_OPTIONS)
-def _copy(x, y):
-    """y = x for a row."""
+# Losses of a row: the sum is returned, da becomes factor times the slope.
+
+
+@njit(**OPTIONS)
+def _squared_error(y, target, da, factor):
+    total = y.dtype.type(0)
     for j in range(y.size):
-        y[j] = x[j]
+        e = y[j] - target[j]
+        total = plus(total, e * e)
+        da[j] = factor * e
+    return total
 
 
-@njit(**_OPTIONS)
-def _descend(w, g, rate):
-    """w -= rate g for a row."""
+@njit(**OPTIONS)
+def _absolute_error(y, target, da, factor):
+    zero = y.dtype.type(0)
+    total = zero
+    for j in range(y.size):
+        e = y[j] - target[j]
+        total = plus(total, abs(e))
+        da[j] = pick(e > zero, factor, pick(e < zero, -factor, e))  # NaN stays NaN
+    return total
+
+
+@njit(**OPTIONS)
+def _huber_error(y, target, da, factor, delta):
+    half = y.dtype.type(0.5)
+    total = y.dtype.type(0)
+    for j in range(y.size):
+        e = y[j] - target[j]
+        size = abs(e)
+        total = plus(total, pick(size <= delta, half * e * e, delta * (size - half * delta)))
+        da[j] = factor * pick(e > delta, delta, pick(e < -delta, -delta, e))
+    return total
+
+
+@njit(**OPTIONS)
+def _cross_entropy(y, target, da, factor):
+    one, least = y.dtype.type(1), y.dtype.type(1e-12)
+    total = y.dtype.type(0)
+    for j in range(y.size):
+        v, t = y[j], target[j]
+        total = plus(total, -(t * log(v) + (one - t) * log_of_rest(v)))
+        slope = v * (one - v)
+        da[j] = factor * ((v - t) / pick(slope < least, least, slope))
+    return total
+
+
+@njit(**OPTIONS)
+def _cross_entropy_of_logits(z, target, da, factor):
+    zero, one = z.dtype.type(0), z.dtype.type(1)
+    total = zero
+    for j in range(z.size):
+        v, t = z[j], target[j]
+        e = exp(-abs(v))
+        total = plus(total, (pick(v <= zero, zero, v) - v * t) + log1p(e))
+        da[j] = factor * (pick(v < zero, e, one) / (one + e) - t)
+    return total
+
+
+# Updates of a stretch of parameters.
+
+
+@njit(**OPTIONS)
+def _descend(w, g, rate, decay):
+    """w -= rate (g + decay w)."""
     for j in range(w.size):
-        w[j] -= rate * g[j]
+        w[j] -= rate * (g[j] + decay * w[j])
+
+
+@njit(**OPTIONS)
+def _adapt(w, g, first, second, t, rate, beta1, beta2, epsilon, decay, decoupled):
+    """Adam's update number t, from 1; `first` and `second` are the moments."""
+    real = w.dtype.type
+    step = real(rate / (1 - beta1**t))
+    unbiased = real(1 / math.sqrt(1 - beta2**t))
+    shrink, penalty = real(rate * decay if decoupled else 0.0), real(0.0 if decoupled else decay)
+    kept1, new1, kept2, new2 = real(beta1), real(1 - beta1), real(beta2), real(1 - beta2)
+    least = real(epsilon)
+    for j in range(w.size):
+        slope = g[j] + penalty * w[j]
+        mean = kept1 * first[j] + new1 * slope
+        square = kept2 * second[j] + new2 * slope * slope
+        first[j] = mean
+        second[j] = square
+        w[j] = (w[j] - shrink * w[j]) - step * mean / (root(square) * unbiased + least)
 
 
 # --- shares of the outputs -----------------------------------------------------------------------
 
 
-@njit(**_OPTIONS)
-def _share(size, part, parts):
-    """Range of a part."""
-    return size * part // parts, size * (part + 1) // parts
-
-
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _count_blocks(size, work):
     """Number of blocks that `size` rows or columns of a product are cut into: a matter of its dims alone."""
     return max(1, min(size // _NARROWEST, work // _GRAIN, _MOST_BLOCKS))
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _edge(size, block, blocks):
     """Where a block begins: at a multiple of 16."""
     return size if block == blocks else size * block // blocks // 16 * 16
@@ -423,14 +248,14 @@ def _edge(size, block, blocks):
 # --- the bodies: one for each row of the table, its arguments, then the share --------------------
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _dense_forward(x, w, b, activation, y, part, parts):
     n, k = x.shape
     m = w.shape[1]
     blocks = _count_blocks(m, n * k * m)
-    for block in range(*_share(blocks, part, parts)):
+    for block in range(*share(blocks, part, parts)):
         start, stop = _edge(m, block, blocks), _edge(m, block + 1, blocks)
-        _gemm(n, stop - start, k, x, k, False, w[:, start:], m, False, y[:, start:], m)
+        gemm(n, stop - start, k, x, k, False, w[:, start:], m, False, y[:, start:], m)
         for i in range(n):
             row = y[i, start:stop]
             if b.size:
@@ -438,24 +263,24 @@ def _dense_forward(x, w, b, activation, y, part, parts):
             _activate(row, activation)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _dense_input_grad(da, w, x, activation, dx, part, parts):
     n, m = da.shape
     k = w.shape[0]
     blocks = _count_blocks(k, n * k * m)
-    for block in range(*_share(blocks, part, parts)):
+    for block in range(*share(blocks, part, parts)):
         start, stop = _edge(k, block, blocks), _edge(k, block + 1, blocks)
-        _gemm(n, stop - start, m, da, m, False, w[start:], m, True, dx[:, start:], k)
+        gemm(n, stop - start, m, da, m, False, w[start:], m, True, dx[:, start:], k)
         if activation and x.size:
             for i in range(n):
                 _differentiate(dx[i, start:stop], x[i, start:stop], activation)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _column_sums(da, sums, start):
     """sums = sum_n da, from column `start` on; four rows at a time: fewer roundings, fewer passes."""
     n = da.shape[0]
-    _copy(da[0, start:], sums)
+    copy(da[0, start:], sums)
     whole = 1 + (n - 1) // 4 * 4
     for i in range(1, whole, 4):
         a, b, c, d = da[i, start:], da[i + 1, start:], da[i + 2, start:], da[i + 3, start:]
@@ -465,106 +290,185 @@ def _column_sums(da, sums, start):
         _add(sums, da[i, start:])
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _dense_weight_grad(x, da, dw, db, part, parts):
     n, k = x.shape
     m = da.shape[1]
     blocks = _count_blocks(k, n * k * m)
-    for block in range(*_share(blocks, part, parts)):
+    for block in range(*share(blocks, part, parts)):
         start, stop = _edge(k, block, blocks), _edge(k, block + 1, blocks)
-        _gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
+        gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
     if db.size:
-        start, stop = _share(m, part, parts)
+        start, stop = share(m, part, parts)
         _column_sums(da, db[start:stop], start)
 
 
-@njit(**_OPTIONS)
-def _dense_sgd(x, da, learning_rate, dw, w, b, part, parts):
+@njit(**OPTIONS)
+def _dense_sgd(x, da, learning_rate, weight_decay, dw, w, b, part, parts):
     n, k = x.shape
     m = da.shape[1]
-    rate = w.dtype.type(learning_rate)
+    rate, decay = w.dtype.type(learning_rate), w.dtype.type(weight_decay)
     blocks = _count_blocks(k, n * k * m)
-    for block in range(*_share(blocks, part, parts)):
+    for block in range(*share(blocks, part, parts)):
         start, stop = _edge(k, block, blocks), _edge(k, block + 1, blocks)
-        _gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
+        gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
         for c in range(start, stop):
-            _descend(w[c], dw[c], rate)
+            _descend(w[c], dw[c], rate, decay)
     if b.size:
-        for j in range(*_share(m, part, parts)):
+        for j in range(*share(m, part, parts)):
             total = w.dtype.type(0)
             for i in range(n):
                 total += da[i, j]
-            b[j] -= rate * total
+            b[j] -= rate * (total + decay * b[j])
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
+def _dense_adam(
+    x,
+    da,
+    step,
+    learning_rate,
+    beta1,
+    beta2,
+    epsilon,
+    weight_decay,
+    decoupled,
+    dw,
+    db,
+    w,
+    b,
+    exp_avg_w,
+    exp_avg_b,
+    exp_avg_sq_w,
+    exp_avg_sq_b,
+    part,
+    parts,
+):
+    n, k = x.shape
+    m = da.shape[1]
+    how = (step[0] + 1, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
+    blocks = _count_blocks(k, n * k * m)
+    for block in range(*share(blocks, part, parts)):
+        start, stop = _edge(k, block, blocks), _edge(k, block + 1, blocks)
+        gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
+        for c in range(start, stop):
+            _adapt(w[c], dw[c], exp_avg_w[c], exp_avg_sq_w[c], *how)
+    if b.size:
+        start, stop = share(m, part, parts)
+        _column_sums(da, db[start:stop], start)
+        _adapt(b[start:stop], db[start:stop], exp_avg_b[start:stop], exp_avg_sq_b[start:stop], *how)
+
+
+@njit(**OPTIONS)
 def _dense_backward(dy, x, w, y, activation, da, dx, dw, db, part, parts):
     if part:  # the products need all of da: the pieces of this kernel are what a team runs
         return
     for i in range(dy.shape[0]):
-        _copy(dy[i], da[i])
+        copy(dy[i], da[i])
         _differentiate(da[i], y[i], activation)
     _dense_input_grad(da, w, x[:0], 0, dx, 0, 1)
     _dense_weight_grad(x, da, dw, db, 0, 1)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _activation_forward(x, activation, y, part, parts):
-    for i in range(*_share(x.shape[0], part, parts)):
-        _copy(x[i], y[i])
+    for i in range(*share(x.shape[0], part, parts)):
+        copy(x[i], y[i])
         _activate(y[i], activation)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _activation_backward(dy, y, activation, dx, part, parts):
-    for i in range(*_share(dy.shape[0], part, parts)):
-        _copy(dy[i], dx[i])
+    for i in range(*share(dy.shape[0], part, parts)):
+        copy(dy[i], dx[i])
         _differentiate(dx[i], y[i], activation)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _subsample_forward(x, stride, y, part, parts):
-    for i in range(*_share(y.shape[0], part, parts)):
+    for i in range(*share(y.shape[0], part, parts)):
         row, source = y[i], x[i]
         for j in range(row.size):
             row[j] = source[stride * j]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _subsample_backward(dy, stride, dx, part, parts):
-    for i in range(*_share(dx.shape[0], part, parts)):
+    for i in range(*share(dx.shape[0], part, parts)):
         row, source = dx[i], dy[i]
         row[:] = 0
         for j in range(source.size):
             row[stride * j] = source[j]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _branch_sum(x1, x2, y, part, parts):
-    for i in range(*_share(y.shape[0], part, parts)):
+    for i in range(*share(y.shape[0], part, parts)):
         row, a, b = y[i], x1[i], x2[i]
         for j in range(row.size):
             row[j] = a[j] + b[j]
 
 
-@njit(**_OPTIONS)
-def _sse(y, target, activation, row_loss, da, part, parts):
+@njit(**OPTIONS)
+def _weight(y, sample_weight, i):
+    """Weight of a row's loss."""
+    return sample_weight[i] if sample_weight.size else y.dtype.type(1)
+
+
+@njit(**OPTIONS)
+def _sse(y, target, sample_weight, activation, row_loss, da, part, parts):
     two = y.dtype.type(2)
-    for i in range(*_share(y.shape[0], part, parts)):
-        row_loss[i] = _error_row(y[i], target[i], da[i], two)
+    for i in range(*share(y.shape[0], part, parts)):
+        weight = _weight(y, sample_weight, i)
+        row_loss[i] = weight * _squared_error(y[i], target[i], da[i], two * weight)
         _differentiate(da[i], y[i], activation)
 
 
-@njit(**_OPTIONS)
-def _mse(y, target, activation, row_loss, da, part, parts):
+@njit(**OPTIONS)
+def _mse(y, target, sample_weight, activation, row_loss, da, part, parts):
+    two, count = y.dtype.type(2), y.dtype.type(y.size)
+    for i in range(*share(y.shape[0], part, parts)):
+        factor = _weight(y, sample_weight, i) / count
+        row_loss[i] = factor * _squared_error(y[i], target[i], da[i], two * factor)
+        _differentiate(da[i], y[i], activation)
+
+
+@njit(**OPTIONS)
+def _mae(y, target, sample_weight, activation, row_loss, da, part, parts):
     count = y.dtype.type(y.size)
-    factor = y.dtype.type(2) / count
-    for i in range(*_share(y.shape[0], part, parts)):
-        row_loss[i] = _error_row(y[i], target[i], da[i], factor) / count
+    for i in range(*share(y.shape[0], part, parts)):
+        factor = _weight(y, sample_weight, i) / count
+        row_loss[i] = factor * _absolute_error(y[i], target[i], da[i], factor)
         _differentiate(da[i], y[i], activation)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
+def _huber(y, target, sample_weight, activation, delta, row_loss, da, part, parts):
+    count, bound = y.dtype.type(y.size), y.dtype.type(delta)
+    for i in range(*share(y.shape[0], part, parts)):
+        factor = _weight(y, sample_weight, i) / count
+        row_loss[i] = factor * _huber_error(y[i], target[i], da[i], factor, bound)
+        _differentiate(da[i], y[i], activation)
+
+
+@njit(**OPTIONS)
+def _bce(y, target, sample_weight, activation, row_loss, da, part, parts):
+    count = y.dtype.type(y.size)
+    for i in range(*share(y.shape[0], part, parts)):
+        factor = _weight(y, sample_weight, i) / count
+        row_loss[i] = factor * _cross_entropy(y[i], target[i], da[i], factor)
+        _differentiate(da[i], y[i], activation)
+
+
+@njit(**OPTIONS)
+def _bce_with_logits(logits, target, sample_weight, row_loss, da, part, parts):
+    count = logits.dtype.type(logits.size)
+    for i in range(*share(logits.shape[0], part, parts)):
+        factor = _weight(logits, sample_weight, i) / count
+        row_loss[i] = factor * _cross_entropy_of_logits(logits[i], target[i], da[i], factor)
+
+
+@njit(**OPTIONS)
 def _total(row_loss, loss, part, parts):
     if part == 0:
         result = loss.dtype.type(0)
@@ -573,85 +477,322 @@ def _total(row_loss, loss, part, parts):
         loss[0] = result
 
 
-@njit(**_OPTIONS)
-def _sgd(g, learning_rate, w, part, parts):
-    start, stop = _share(w.size, part, parts)
-    _descend(w[start:stop], g[start:stop], w.dtype.type(learning_rate))
+@njit(**OPTIONS)
+def _sgd(g, learning_rate, weight_decay, w, part, parts):
+    start, stop = share(w.size, part, parts)
+    _descend(w[start:stop], g[start:stop], w.dtype.type(learning_rate), w.dtype.type(weight_decay))
 
 
-@njit(**_OPTIONS)
-def _gather_rows(data, order, x, part, parts):
-    for i in range(*_share(x.shape[0], part, parts)):
-        _copy(data[order[i]], x[i])
+@njit(**OPTIONS)
+def _momentum(g, learning_rate, momentum, nesterov, weight_decay, w, velocity, part, parts):
+    real = w.dtype.type
+    rate, kept, decay = real(learning_rate), real(momentum), real(weight_decay)
+    start, stop = share(w.size, part, parts)
+    w, g, velocity = w[start:stop], g[start:stop], velocity[start:stop]
+    for j in range(w.size):
+        slope = g[j] + decay * w[j]
+        speed = kept * velocity[j] + slope
+        velocity[j] = speed
+        w[j] -= rate * pick(nesterov, slope + kept * speed, speed)
 
 
-# --- the epoch -----------------------------------------------------------------------------------
-
-# Places in the plan of a run.
-_ROWS, _BATCH, _ORDERED, _TRAINS, _CHECK, _LOSS, _INPUT, _TARGET, _OUTPUT = range(9)
-
-
-@njit(**_OPTIONS)
-def _fetch(data, order, ordered, start, count, arena, offset, part, parts):
-    """Rows of the data into the arena."""
-    width = data.shape[1]
-    for i in range(*_share(count, part, parts)):
-        row = order[start + i] if ordered else start + i
-        _copy(data[row], arena[offset + i * width : offset + (i + 1) * width])
-
-
-def _run_batches(
-    functions, arena, header, code, tail, plan, data, target, order, losses, out, control, state, part, parts
+@njit(**OPTIONS)
+def _adam(
+    g,
+    step,
+    learning_rate,
+    beta1,
+    beta2,
+    epsilon,
+    weight_decay,
+    decoupled,
+    w,
+    exp_avg,
+    exp_avg_sq,
+    part,
+    parts,
 ):
-    """One thread's part of a run; arrays that were not given are empty."""
-    rows, size, ordered = plan[_ROWS], plan[_BATCH], plan[_ORDERED] != 0
-    check, width = plan[_CHECK], out.shape[1]
-    for batch in range((rows + size - 1) // size):
-        start = batch * size
-        count = min(size, rows - start)
-        lines = code if count == size else tail
-        _fetch(data, order, ordered, start, count, arena, plan[_INPUT], part, parts)
-        if target.size:
-            _fetch(target, order, ordered, start, count, arena, plan[_TARGET], part, parts)
-        _meet(state, parts)
-        for i in range(lines.shape[0] + 1):
-            if check and i == check:  # behind a barrier: every thread sees the same loss
-                loss = arena[plan[_LOSS]]
-                if part == 0 and losses.size:
-                    losses[batch] = loss
-                if not np.isfinite(loss):
-                    if part == 0:
-                        control[2] = batch
-                    return
-            if i < lines.shape[0]:
-                _call(functions[lines[i, 0]], arena, lines, i, part, parts)
-                if lines[i, 1]:
-                    _meet(state, parts)
-        if out.size:
-            for i in range(*_share(count, part, parts)):
-                first = plan[_OUTPUT] + i * width
-                _copy(arena[first : first + width], out[start + i])
-        if part == 0:
-            if plan[_TRAINS]:
-                header[0] += 1
-            control[1] = batch + 1
-            state[16] = _load(control, 0)  # seen by all threads after the same batch
-        _meet(state, parts)
-        if state[16]:
-            return
+    start, stop = share(w.size, part, parts)
+    how = (step[0] + 1, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
+    _adapt(w[start:stop], g[start:stop], exp_avg[start:stop], exp_avg_sq[start:stop], *how)
+
+
+@njit(**OPTIONS)
+def _rmsprop(g, learning_rate, alpha, epsilon, weight_decay, w, square_avg, part, parts):
+    real = w.dtype.type
+    rate, least, decay = real(learning_rate), real(epsilon), real(weight_decay)
+    kept, new = real(alpha), real(1 - alpha)
+    start, stop = share(w.size, part, parts)
+    w, g, square_avg = w[start:stop], g[start:stop], square_avg[start:stop]
+    for j in range(w.size):
+        slope = g[j] + decay * w[j]
+        square = kept * square_avg[j] + new * slope * slope
+        square_avg[j] = square
+        w[j] -= rate * slope / (root(square) + least)
+
+
+@njit(**OPTIONS)
+def _adagrad(g, learning_rate, epsilon, weight_decay, w, square_sum, part, parts):
+    real = w.dtype.type
+    rate, least, decay = real(learning_rate), real(epsilon), real(weight_decay)
+    start, stop = share(w.size, part, parts)
+    w, g, square_sum = w[start:stop], g[start:stop], square_sum[start:stop]
+    for j in range(w.size):
+        slope = g[j] + decay * w[j]
+        square = square_sum[j] + slope * slope
+        square_sum[j] = square
+        w[j] -= rate * slope / (root(square) + least)
+
+
+@njit(**OPTIONS)
+def _clip_by_norm(max_norm, g, norm, part, parts):
+    if part == 0:
+        squares = 0.0
+        for j in range(g.size):
+            v = np.float64(g[j])
+            squares = plus(squares, v * v)
+        length = root(squares)
+        norm[0] = length
+        if length > max_norm:
+            factor = g.dtype.type(max_norm / length)
+            for j in range(g.size):
+                g[j] *= factor
+
+
+# Batch normalisation goes over its columns panel by panel, and over the rows of a panel.
+
+
+@njit(**OPTIONS)
+def _difference_sums(x, centre, sums, start, row):
+    """sums = sum (x - centre) from column `start` and row `row` on; four rows at a time."""
+    sums[:] = 0
+    n = x.shape[0]
+    whole = row + (n - row) // 4 * 4
+    for i in range(row, whole, 4):
+        a, b, c, d = x[i, start:], x[i + 1, start:], x[i + 2, start:], x[i + 3, start:]
+        for j in range(sums.size):
+            s = centre[j]
+            sums[j] += ((a[j] - s) + (b[j] - s)) + ((c[j] - s) + (d[j] - s))
+    for i in range(whole, n):
+        a = x[i, start:]
+        for j in range(sums.size):
+            sums[j] += a[j] - centre[j]
+
+
+@njit(**OPTIONS)
+def _square_sums(x, centre, sums, start):
+    """sums = sum (x - centre)^2 from column `start` on; four rows at a time."""
+    sums[:] = 0
+    n = x.shape[0]
+    whole = n // 4 * 4
+    for i in range(0, whole, 4):
+        a, b, c, d = x[i, start:], x[i + 1, start:], x[i + 2, start:], x[i + 3, start:]
+        for j in range(sums.size):
+            s = centre[j]
+            ea, eb, ec, ed = a[j] - s, b[j] - s, c[j] - s, d[j] - s
+            sums[j] += (ea * ea + eb * eb) + (ec * ec + ed * ed)
+    for i in range(whole, n):
+        a = x[i, start:]
+        for j in range(sums.size):
+            e = a[j] - centre[j]
+            sums[j] += e * e
+
+
+@njit(**OPTIONS)
+def _product_sums(da, x, centre, sums, start):
+    """sums = sum da (x - centre) from column `start` on; two rows at a time."""
+    sums[:] = 0
+    n = x.shape[0]
+    whole = n // 2 * 2
+    for i in range(0, whole, 2):
+        da0, da1, x0, x1 = da[i, start:], da[i + 1, start:], x[i, start:], x[i + 1, start:]
+        for j in range(sums.size):
+            sums[j] += da0[j] * (x0[j] - centre[j]) + da1[j] * (x1[j] - centre[j])
+    for i in range(whole, n):
+        da0, x0 = da[i, start:], x[i, start:]
+        for j in range(sums.size):
+            sums[j] += da0[j] * (x0[j] - centre[j])
+
+
+@njit(**OPTIONS)
+def _follow(running, batch, momentum, factor):
+    """running += momentum (factor batch - running)."""
+    for j in range(running.size):
+        running[j] += momentum * (factor * batch[j] - running[j])
+
+
+@njit(**OPTIONS)
+def _normalise(x, mean, scale, gamma, beta, y):
+    for j in range(y.size):
+        y[j] = gamma[j] * ((x[j] - mean[j]) * scale[j]) + beta[j]
+
+
+@njit(**OPTIONS)
+def _batchnorm_forward(
+    x,
+    gamma,
+    beta,
+    activation,
+    epsilon,
+    momentum,
+    running_mean,
+    running_var,
+    y,
+    mean,
+    inv_std,
+    part,
+    parts,
+):
+    n, m = x.shape
+    real = x.dtype.type
+    one, count, unbiased = real(1), real(n), real(n / max(n - 1, 1))
+    start, stop = _edge(m, part, parts), _edge(m, part + 1, parts)
+    for left in range(start, stop, _PANEL):
+        right = min(left + _PANEL, stop)
+        centre, scale = mean[left:right], inv_std[left:right]
+        # Differences to the first row lose nothing where the mean is far from 0.
+        first = x[0, left:right]
+        _difference_sums(x, first, centre, left, 1)
+        for j in range(centre.size):
+            centre[j] = first[j] + centre[j] / count
+        _square_sums(x, centre, scale, left)
+        for j in range(scale.size):
+            scale[j] /= count
+        _follow(running_mean[left:right], centre, real(momentum), one)
+        _follow(running_var[left:right], scale, real(momentum), unbiased)
+        for j in range(scale.size):
+            scale[j] = one / root(scale[j] + real(epsilon))
+        for i in range(n):
+            row = y[i, left:right]
+            _normalise(x[i, left:right], centre, scale, gamma[left:right], beta[left:right], row)
+            _activate(row, activation)
+
+
+@njit(**OPTIONS)
+def _batchnorm_inference(x, gamma, beta, running_mean, running_var, activation, epsilon, y, part, parts):
+    start, stop = share(x.shape[0], part, parts)
+    if start == stop:
+        return
+    least = x.dtype.type(epsilon)
+    scale = y[start]  # until it is that row's turn, the last
+    for j in range(scale.size):
+        scale[j] = gamma[j] / root(running_var[j] + least)
+    for i in range(stop - 1, start - 1, -1):
+        row, source = y[i], x[i]
+        for j in range(row.size):
+            row[j] = (source[j] - running_mean[j]) * scale[j] + beta[j]
+        _activate(row, activation)
+
+
+@njit(**OPTIONS)
+def _batchnorm_backward(dy, x, gamma, y, mean, inv_std, activation, dx, dgamma, dbeta, part, parts):
+    n, m = x.shape
+    per_row = x.dtype.type(1 / n)
+    start, stop = _edge(m, part, parts), _edge(m, part + 1, parts)
+    for left in range(start, stop, _PANEL):
+        right = min(left + _PANEL, stop)
+        for i in range(n):
+            copy(dy[i, left:right], dx[i, left:right])
+            _differentiate(dx[i, left:right], y[i, left:right], activation)
+        centre, scale, factor = mean[left:right], inv_std[left:right], gamma[left:right]
+        sum_h, sum_1 = dgamma[left:right], dbeta[left:right]
+        _column_sums(dx, sum_1, left)
+        _product_sums(dx, x, centre, sum_h, left)
+        for j in range(sum_h.size):
+            sum_h[j] *= scale[j]
+        for i in range(n):
+            row, source = dx[i, left:right], x[i, left:right]
+            for j in range(row.size):
+                h = (source[j] - centre[j]) * scale[j]
+                row[j] = factor[j] * scale[j] * (row[j] - per_row * sum_1[j] - h * (per_row * sum_h[j]))
+
+
+@njit(**OPTIONS)
+def _softmax_forward(x, y, part, parts):
+    for i in range(*share(x.shape[0], part, parts)):
+        row, source = y[i], x[i]
+        highest = rank(source[0])
+        for j in range(row.size):
+            r = rank(source[j])
+            highest = pick(r > highest, r, highest)
+        top, total = of_rank(highest), x.dtype.type(0)
+        for j in range(row.size):
+            e = exp(source[j] - top)
+            total = plus(total, e)
+            row[j] = e
+        for j in range(row.size):
+            row[j] /= total
+
+
+@njit(**OPTIONS)
+def _softmax_backward(dy, y, dx, part, parts):
+    for i in range(*share(dx.shape[0], part, parts)):
+        row, slope, saved = dx[i], dy[i], y[i]
+        total = y.dtype.type(0)
+        for j in range(row.size):
+            total = plus(total, slope[j] * saved[j])
+        for j in range(row.size):
+            row[j] = saved[j] * (slope[j] - total)
+
+
+@njit(**OPTIONS)
+def _drop(x, counter, rate, stream, divisor, y, part, parts):
+    """y = 0 where bits < rate 2^32, else x / divisor."""
+    zero = x.dtype.type(0)
+    low, high = key(counter, stream)
+    last = np.uint32(max(math.ceil(rate * 2.0**32) - 1, 0))  # of the bits that drop an element, if any does
+    for i in range(*share(x.shape[0], part, parts)):
+        row, source = y[i], x[i]
+        if rate == 0:
+            copy(source, row)
+            continue
+        for j in range(row.size):
+            dropped = bits(i * row.size + j, low, high) <= last
+            row[j] = pick(dropped, zero, source[j] / divisor)
+
+
+@njit(**OPTIONS)
+def _dropout_forward(x, counter, rate, stream, y, part, parts):
+    _drop(x, counter, rate, stream, x.dtype.type(1 - rate), y, part, parts)
+
+
+@njit(**OPTIONS)
+def _dropout_backward(dy, counter, rate, stream, dx, part, parts):
+    _drop(dy, counter, rate, stream, dy.dtype.type(1 - rate), dx, part, parts)
+
+
+@njit(**OPTIONS)
+def _masking_noise(x, counter, rate, stream, y, part, parts):
+    _drop(x, counter, rate, stream, x.dtype.type(1), y, part, parts)
+
+
+@njit(**OPTIONS)
+def _gaussian_noise(x, counter, stddev, stream, y, part, parts):
+    real = x.dtype.type
+    one, two, deviation, unit = real(1), real(2), real(stddev), real(2.0**-24)
+    low, high = key(counter, stream)
+    for i in range(*share(x.shape[0], part, parts)):
+        row, source = y[i], x[i]
+        for j in range(row.size):
+            e = 2 * (i * row.size + j)
+            u = (real(np.int32(bits(e, low, high) >> np.uint32(8))) + one) * unit
+            v = real(np.int32(bits(e + 1, low, high) >> np.uint32(8))) * unit
+            row[j] = source[j] + deviation * (root(-two * log(u)) * cosine_of_turn(v))
+
+
+@njit(**OPTIONS)
+def _gather_rows(data, order, x, part, parts):
+    for i in range(*share(x.shape[0], part, parts)):
+        copy(data[order[i]], x[i])
 
 
 # --- compiled when first asked for ---------------------------------------------------------------
 
 
-def _compile(function: Callable[..., None], signature: Any) -> Any:
-    return njit(signature, cache=_cache_works(), **_OPTIONS)(function)
-
-
 @cache
 def _body(name: str, char: str) -> Any:
     """Compiled body of a kernel for a dtype. What it does not write may be read-only."""
-    real = _REALS[char]
+    real = REALS[char]
     arguments = []
     for a in KERNELS[name].arguments:
         if isinstance(a, Array):
@@ -660,7 +801,7 @@ def _body(name: str, char: str) -> Any:
         else:
             arguments.append(types.float64 if a.kind == "real" else types.int64)
     function = globals()[f"_{name}"].py_func
-    return _compile(function, types.void(*arguments, types.int64, types.int64))
+    return compiled(function, types.void(*arguments, types.int64, types.int64))
 
 
 class _Bodies(dict):
@@ -696,27 +837,27 @@ def _instruction_form(kernel: Kernel) -> tuple[str, str]:
     lines += [f"    n_{dim} = operands[{count + i}]" for i, dim in enumerate(kernel.dims)]
     for i, a in enumerate(kernel.arguments):
         if not isinstance(a, Array):
-            value = f"_at(operands, {i}, float64)[0]" if a.kind == "real" else f"operands[{i}]"
+            value = f"at(operands, {i}, float64)[0]" if a.kind == "real" else f"operands[{i}]"
         else:
             shape = [d if d.isdigit() else f"n_{d}" for d in a.dims]
             if a.optional:
                 shape[0] += f" if operands[{i}] >= 0 else 0"
             element = "int64" if a.kind == "index" else "real"
-            value = f"carray(_at(arena, operands[{i}], {element}), ({', '.join(shape)},))"
+            value = f"carray(at(arena, operands[{i}], {element}), ({', '.join(shape)},))"
         lines.append(f"    a_{a.name} = {value}")
     lines.append(f"    body({', '.join('a_' + a.name for a in kernel.arguments)}, part, parts)")
     body = "\n".join(lines) + "\n"
-    name = f"{kernel.name}_{hashlib.sha256(body.encode()).hexdigest()[:12]}"
+    name = f"{kernel.name}_{hashlib.sha256((STAMP + body).encode()).hexdigest()[:12]}"
     return name, f"def {name}(arena, operands, part, parts):\n{body}"
 
 
 @cache
 def _instruction(name: str, char: str) -> Any:
     """Compiled instruction form of a kernel for a dtype: an object with an ``address``."""
-    real = _REALS[char]
+    real = REALS[char]
     title, source = _instruction_form(KERNELS[name])
     names = {
-        "_at": _at,
+        "at": at,
         "body": _body(name, char),
         "carray": carray,
         "float64": types.float64,
@@ -726,191 +867,14 @@ def _instruction(name: str, char: str) -> Any:
     }
     exec(compile(source, __file__, "exec"), names)
     signature = types.void(types.CPointer(real), types.CPointer(types.int64), types.int64, types.int64)
-    return cfunc(signature, cache=_cache_works(), **_OPTIONS)(names[title])
-
-
-@cache
-def _epoch(char: str) -> Any:
-    """Compiled `_run_batches` for a dtype."""
-    real = _REALS[char]
-
-    def array(element, dims, readonly=False):
-        return types.Array(element, dims, "C", readonly=readonly)
-
-    vector, code = array(types.int64, 1), array(types.int64, 2)
-    rows = array(real, 2, True)
-    signature = types.void(
-        *(vector, array(real, 1), vector, code, code, vector, rows, rows, array(types.int64, 1, True)),
-        *(array(types.float64, 1), array(real, 2), vector, vector, types.int64, types.int64),
-    )
-    return _compile(_run_batches, signature)
+    return cfunc(signature, cache=cache_works(), **OPTIONS)(names[title])
 
 
 for _kernel in KERNELS.values():
     exec(compile(_array_form(_kernel), f"<array form of {_kernel.name}>", "exec"))
 
 
-# --- the executor --------------------------------------------------------------------------------
+class Executor(jitted_runtime.Executor):
+    """Runs a Program with the kernels of this module."""
 
-
-class _Blas:
-    """BLAS held to one thread while any run needs it, whichever ends last."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running = 0
-        self._libraries: list[Any] | None = None
-        self._before: list[int] = []
-
-    @contextmanager
-    def one_thread(self) -> Iterator[None]:
-        with self._lock:
-            if self._libraries is None:  # looked for once: it takes milliseconds
-                found = ThreadpoolController().select(user_api="blas").lib_controllers
-                # SciPy's, which Numba calls, has its own in a wheel; NumPy's is left alone then.
-                self._libraries = [library for library in found if "scipy." in library.filepath] or found
-            if self._running == 0:
-                self._before = [library.num_threads for library in self._libraries]
-                for library in self._libraries:
-                    library.set_num_threads(1)
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running -= 1
-                if self._running == 0:
-                    for library, threads in zip(self._libraries, self._before, strict=True):
-                        library.set_num_threads(threads)
-
-
-_blas = _Blas()
-
-
-class Executor:
-    """Runs a Program as compiled code: a run is one call for each thread.
-
-    Parameters
-    ----------
-    program : Program
-        A lowered program with contiguous (not padded) slots.
-    arena : ndarray of shape (program.arena_size,) and program.dtype
-        The block all its arrays live in.
-    n_threads : int
-        Threads of the team, the calling one among them.
-
-    Raises
-    ------
-    ValueError
-        If `n_threads` is less than 1.
-    """
-
-    def __init__(self, program: Program, arena: np.ndarray, n_threads: int = 1) -> None:
-        if n_threads < 1:
-            raise ValueError(f"n_threads: expected at least 1, got {n_threads}")
-        self._arena = arena
-        self._header = arena[: 64 // arena.itemsize].view(np.int64)
-        self._batch_size = int(program.batch_size)
-        self._n_threads = n_threads
-        self._functions = np.zeros(len(KERNELS), np.int64)
-
-    def _prepare(self, code: np.ndarray) -> None:
-        """Compile what the code needs and has not been compiled."""
-        names = tuple(KERNELS)
-        for place in set(code[:, 0].tolist()):
-            if not self._functions[place]:
-                self._functions[place] = _instruction(names[place], self._arena.dtype.char).address
-
-    def run(
-        self,
-        routine: Routine,
-        data: np.ndarray,
-        target: np.ndarray | None,
-        order: np.ndarray | None,
-        *,
-        losses: np.ndarray | None = None,
-        out: np.ndarray | None = None,
-        control: np.ndarray | None = None,
-    ) -> None:
-        """Run a routine over the rows of `data`, a batch at a time.
-
-        Parameters
-        ----------
-        routine : Routine
-            What to run.
-        data : ndarray of shape (n, k) and program.dtype
-            Gathered into the routine's input.
-        target : ndarray of shape (n, m) and program.dtype, or None
-            Gathered into the routine's target; None where the routine reads none of its own.
-        order : int64 ndarray, or None
-            Rows of `data` in the order to take them; None for all of them as they lie.
-        losses : float64 ndarray, optional
-            Receives the loss of each batch.
-        out : ndarray of shape (len(order), ...), optional
-            Receives the routine's output.
-        control : int64 ndarray of 8, optional
-            ``[0]`` set by another thread stops the run after the batch at hand, ``[1]`` batches done,
-            ``[2]`` the batch whose loss was not finite, or -1.
-        """
-        rows = len(data) if order is None else len(order)
-        if control is None:
-            control = np.zeros(8, np.int64)
-        control[1] = 0
-        control[2] = -1
-        if rows == 0:
-            return
-        size = self._batch_size
-        code = routine.encode(min(size, rows))
-        tail = routine.encode(rows % size) if rows > size and rows % size else code
-        self._prepare(code)
-        nothing = np.empty((0, 0), self._arena.dtype)
-
-        def offset(slot: Slot | None) -> int:
-            return 0 if slot is None else slot.offset
-
-        plan = np.array(
-            [
-                *(rows, min(size, rows), order is not None, routine.trains, routine.check),
-                *(offset(s) for s in (routine.loss, routine.input, routine.target, routine.output)),
-            ],
-            np.int64,
-        )
-        arguments = (
-            *(self._functions, self._arena, self._header, code, tail, plan, data),
-            nothing if target is None else target,
-            np.empty(0, np.int64) if order is None else order,
-            np.empty(0) if losses is None else losses,
-            nothing if out is None else out.reshape(rows, -1),
-            control,
-            np.zeros(24, np.int64),
-        )
-        epoch = _epoch(self._arena.dtype.char)
-        with _blas.one_thread():
-            if self._n_threads == 1:
-                epoch(*arguments, 0, 1)
-            else:
-                self._run_team(epoch, arguments)
-
-    def _run_team(self, epoch: Any, arguments: tuple[Any, ...]) -> None:
-        """Run the epoch on all threads, or, when one cannot be started, on none."""
-        parts = self._n_threads
-        ready = threading.Event()
-        complete = False
-
-        def work(part: int) -> None:
-            ready.wait()
-            if complete:
-                epoch(*arguments, part, parts)
-
-        team: list[threading.Thread] = []
-        try:
-            for part in range(1, parts):
-                thread = threading.Thread(target=work, args=(part,), name=f"fastae-{part}", daemon=True)
-                thread.start()
-                team.append(thread)
-            complete = True
-        finally:
-            ready.set()
-        epoch(*arguments, 0, parts)
-        for thread in team:
-            thread.join()
+    instruction = staticmethod(_instruction)

@@ -25,6 +25,34 @@ def describe() -> dict[str, str]:
     return {"interpreter": f"{platform.python_implementation()} {platform.python_version()}"}
 
 
+# --- as IEEE 754 has them, where Python raises ---------------------------------------------------
+
+
+def _divide(a: float, b: float) -> float:
+    if b != 0.0:
+        return a / b
+    return math.copysign(math.inf, a) * math.copysign(1.0, b) if abs(a) > 0.0 else math.nan
+
+
+def _root(x: float) -> float:
+    return math.sqrt(x) if x >= 0.0 else math.nan
+
+
+def _log(x: float) -> float:
+    return math.log(x) if x > 0.0 else -math.inf if x == 0.0 else math.nan
+
+
+def _log1p(x: float) -> float:
+    return math.log1p(x) if x > -1.0 else -math.inf if x == -1.0 else math.nan
+
+
+def _expm1(x: float) -> float:
+    try:
+        return math.expm1(x)
+    except OverflowError:
+        return math.inf
+
+
 # --- activations: y = f(x), and dy f'(y) from the output y ---------------------------------------
 
 
@@ -39,6 +67,18 @@ def _relu(x: float) -> float:
 def _sigmoid(x: float) -> float:
     e = math.exp(-abs(x))  # at most 1: cannot overflow
     return e / (1.0 + e) if x < 0.0 else 1.0 / (1.0 + e)
+
+
+def _leaky_relu(x: float) -> float:
+    return x if x > 0.0 else 0.01 * x
+
+
+def _elu(x: float) -> float:
+    return x if x > 0.0 else math.expm1(x)  # precise near 0, where exp(x) - 1 is not
+
+
+def _softplus(x: float) -> float:
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))  # max keeps its first argument if that is NaN
 
 
 def _linear_gradient(dy: float, y: float) -> float:
@@ -57,13 +97,36 @@ def _tanh_gradient(dy: float, y: float) -> float:
     return dy * (1.0 - y * y)
 
 
+def _leaky_relu_gradient(dy: float, y: float) -> float:
+    return dy if y > 0.0 else 0.01 * dy
+
+
+def _elu_gradient(dy: float, y: float) -> float:
+    return dy if y > 0.0 else dy * (y + 1.0)
+
+
+def _softplus_gradient(dy: float, y: float) -> float:
+    return dy * -_expm1(-y)
+
+
 # Indexed by Activation.code.
-_FORWARD: tuple[Callable[[float], float], ...] = (_linear, _relu, _sigmoid, math.tanh)
+_FORWARD: tuple[Callable[[float], float], ...] = (
+    _linear,
+    _relu,
+    _sigmoid,
+    math.tanh,
+    _leaky_relu,
+    _elu,
+    _softplus,
+)
 _GRADIENT: tuple[Callable[[float, float], float], ...] = (
     _linear_gradient,
     _relu_gradient,
     _sigmoid_gradient,
     _tanh_gradient,
+    _leaky_relu_gradient,
+    _elu_gradient,
+    _softplus_gradient,
 )
 
 
@@ -127,8 +190,8 @@ def dense_weight_grad(x, da, dw, db) -> None:
             db[j] = total
 
 
-def dense_sgd(x, da, learning_rate: float, dw, w, b) -> None:
-    """w -= learning_rate x^T da; b -= learning_rate sum_n da."""
+def dense_sgd(x, da, learning_rate: float, weight_decay: float, dw, w, b) -> None:
+    """w -= learning_rate (x^T da + weight_decay w); b alike with sum_n da."""
     n, k = x.shape
     m = da.shape[1]
     rows = range(n)
@@ -137,13 +200,45 @@ def dense_sgd(x, da, learning_rate: float, dw, w, b) -> None:
             total = 0.0
             for i in rows:
                 total += x[i, c] * da[i, j]
-            w[c, j] -= learning_rate * total
+            w[c, j] -= learning_rate * (total + weight_decay * w[c, j])
     if len(b):
         for j in range(m):
             total = 0.0
             for i in rows:
                 total += da[i, j]
-            b[j] -= learning_rate * total
+            b[j] -= learning_rate * (total + weight_decay * b[j])
+
+
+def dense_adam(
+    x,
+    da,
+    step,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    decoupled: int,
+    dw,
+    db,
+    w,
+    b,
+    exp_avg_w,
+    exp_avg_b,
+    exp_avg_sq_w,
+    exp_avg_sq_b,
+) -> None:
+    """Adam with g = x^T da for w, sum_n da for b."""
+    dense_weight_grad(x, da, dw, db)
+    update = _adam(step, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
+    k, m = w.shape
+    for c in range(k):
+        for j in range(m):
+            w[c, j], exp_avg_w[c, j], exp_avg_sq_w[c, j] = update(
+                dw[c, j], w[c, j], exp_avg_w[c, j], exp_avg_sq_w[c, j]
+            )
+    for j in range(len(b)):
+        b[j], exp_avg_b[j], exp_avg_sq_b[j] = update(db[j], b[j], exp_avg_b[j], exp_avg_sq_b[j])
 
 
 # --- element by element --------------------------------------------------------------------------
@@ -191,31 +286,261 @@ def branch_sum(x1, x2, y) -> None:
             y[i, j] = x1[i, j] + x2[i, j]
 
 
+# --- batch normalisation -------------------------------------------------------------------------
+
+
+def batchnorm_forward(
+    x,
+    gamma,
+    beta,
+    activation: int,
+    epsilon: float,
+    momentum: float,
+    running_mean,
+    running_var,
+    y,
+    mean,
+    inv_std,
+) -> None:
+    """y = f(gamma (x - mean) inv_std + beta), with the mean and the variance of each column."""
+    f = _FORWARD[activation]
+    n, m = x.shape
+    rows = range(n)
+    for j in range(m):
+        total = 0.0
+        for i in rows:
+            total += x[i, j]
+        center = total / n
+        squares = 0.0
+        for i in rows:
+            deviation = x[i, j] - center
+            squares += deviation * deviation
+        scale = _divide(1.0, _root(squares / n + epsilon))
+        for i in rows:
+            y[i, j] = f(gamma[j] * (x[i, j] - center) * scale + beta[j])
+        mean[j] = center
+        inv_std[j] = scale
+        running_mean[j] += momentum * (center - running_mean[j])
+        running_var[j] += momentum * (squares / max(n - 1, 1) - running_var[j])
+
+
+def batchnorm_inference(
+    x, gamma, beta, running_mean, running_var, activation: int, epsilon: float, y
+) -> None:
+    """y = f(gamma (x - running_mean) / sqrt(running_var + epsilon) + beta)."""
+    f = _FORWARD[activation]
+    n, m = x.shape
+    for j in range(m):
+        scale = _divide(gamma[j], _root(running_var[j] + epsilon))
+        for i in range(n):
+            y[i, j] = f(scale * (x[i, j] - running_mean[j]) + beta[j])
+
+
+def batchnorm_backward(dy, x, gamma, y, mean, inv_std, activation: int, dx, dgamma, dbeta) -> None:
+    """dx = gamma inv_std (da - dbeta / n - h dgamma / n), da = dy f'(y), h = (x - mean) inv_std."""
+    gradient = _GRADIENT[activation]
+    n, m = dy.shape
+    rows = range(n)
+    for j in range(m):
+        total = 0.0  # of da
+        along = 0.0  # of da h
+        for i in rows:
+            da = gradient(dy[i, j], y[i, j])
+            total += da
+            along += da * ((x[i, j] - mean[j]) * inv_std[j])
+        for i in rows:
+            da = gradient(dy[i, j], y[i, j])
+            h = (x[i, j] - mean[j]) * inv_std[j]
+            dx[i, j] = gamma[j] * inv_std[j] * (da - total / n - h * along / n)
+        dgamma[j] = along
+        dbeta[j] = total
+
+
+# --- softmax -------------------------------------------------------------------------------------
+
+
+def softmax_forward(x, y) -> None:
+    """y = exp(x - max_m x) / sum_m exp(x - max_m x)."""
+    n, m = x.shape
+    columns = range(m)
+    for i in range(n):
+        top = max(x[i, j] for j in columns)
+        powers = [math.exp(x[i, j] - top) for j in columns]  # at most 1: cannot overflow
+        total = 0.0
+        for power in powers:
+            total += power
+        for j in columns:
+            y[i, j] = powers[j] / total
+
+
+def softmax_backward(dy, y, dx) -> None:
+    """dx = y (dy - sum_m dy y)."""
+    n, m = dy.shape
+    columns = range(m)
+    for i in range(n):
+        total = 0.0
+        for j in columns:
+            total += dy[i, j] * y[i, j]
+        for j in columns:
+            dx[i, j] = y[i, j] * (dy[i, j] - total)
+
+
+# --- random numbers from a counter: table.py says which ------------------------------------------
+
+_WORD32 = 0xFFFFFFFF
+_WORD64 = 0xFFFFFFFFFFFFFFFF
+
+
+def _mix64(z: int) -> int:
+    z = (z + 0x9E3779B97F4A7C15) & _WORD64
+    z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & _WORD64
+    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & _WORD64
+    return z ^ z >> 31
+
+
+def _mix32(h: int) -> int:
+    h = ((h ^ h >> 16) * 0x7FEB352D) & _WORD32
+    h = ((h ^ h >> 15) * 0x846CA68B) & _WORD32
+    return h ^ h >> 16
+
+
+def _generator(counter, stream: int) -> Callable[[int], int]:
+    """Return bits(e), which gives 32 random bits for element e."""
+    step, seed = counter
+    key = _mix64(_mix64(_mix64(seed) + step) + stream)
+    low, high = key & _WORD32, key >> 32
+
+    def bits(e: int) -> int:
+        return _mix32(((e * 0x9E3779B9 + low) & _WORD32) ^ high)
+
+    return bits
+
+
+def _zero_some(x, counter, rate: float, stream: int, kept: float, y) -> None:
+    """y = 0 where bits(i m + j) < rate 2^32, else x / kept."""
+    bits = _generator(counter, stream)
+    threshold = rate * 2.0**32
+    n, m = x.shape
+    for i in range(n):
+        for j in range(m):
+            y[i, j] = 0.0 if bits(i * m + j) < threshold else x[i, j] / kept
+
+
+def dropout_forward(x, counter, rate: float, stream: int, y) -> None:
+    """y = 0 where bits(i m + j) < rate 2^32, else x / (1 - rate)."""
+    _zero_some(x, counter, rate, stream, 1.0 - rate, y)
+
+
+def dropout_backward(dy, counter, rate: float, stream: int, dx) -> None:
+    """dx = 0 where bits(i m + j) < rate 2^32, else dy / (1 - rate)."""
+    _zero_some(dy, counter, rate, stream, 1.0 - rate, dx)
+
+
+def masking_noise(x, counter, rate: float, stream: int, y) -> None:
+    """y = 0 where bits(i m + j) < rate 2^32, else x."""
+    _zero_some(x, counter, rate, stream, 1.0, y)
+
+
+def gaussian_noise(x, counter, stddev: float, stream: int, y) -> None:
+    """y = x + stddev sqrt(-2 log u) cos(2 pi v), u and v from bits(2 e) and bits(2 e + 1)."""
+    bits = _generator(counter, stream)
+    n, m = x.shape
+    for i in range(n):
+        for j in range(m):
+            e = i * m + j
+            u = ((bits(2 * e) >> 8) + 1) / 2**24  # never 0
+            v = (bits(2 * e + 1) >> 8) / 2**24
+            # The sine of the angle's exact distance from a quarter turn: precise where the cosine is near 0.
+            cosine = math.sin(2.0 * math.pi * (0.25 - min(v, 1.0 - v)))
+            y[i, j] = x[i, j] + stddev * (math.sqrt(-2.0 * math.log(u)) * cosine)
+
+
 # --- losses --------------------------------------------------------------------------------------
 
 
-def _squared_error(y, target, activation: int, count: int, row_loss, da) -> None:
-    """Loss of each row and da, both divided by ``count``."""
+def _loss(
+    of: Callable[[float, float], tuple[float, float]],
+    y,
+    target,
+    sample_weight,
+    activation: int,
+    count: int,
+    row_loss,
+    da,
+) -> None:
+    """Loss of each row and da, divided by ``count``: ``of`` gives an element's loss and its slope."""
     gradient = _GRADIENT[activation]
     n, m = y.shape
     for i in range(n):
+        weight = sample_weight[i] if len(sample_weight) else 1.0
         total = 0.0
         for j in range(m):
-            error = y[i, j] - target[i, j]
-            total += error * error
-            da[i, j] = gradient(2.0 * error / count, y[i, j])
-        row_loss[i] = total / count
+            loss, slope = of(y[i, j], target[i, j])
+            total += loss
+            da[i, j] = gradient(weight * slope / count, y[i, j])
+        row_loss[i] = weight * total / count
 
 
-def sse(y, target, activation: int, row_loss, da) -> None:
+def _squared(y: float, target: float) -> tuple[float, float]:
+    error = y - target
+    return error * error, 2.0 * error
+
+
+def _absolute(y: float, target: float) -> tuple[float, float]:
+    error = y - target
+    return abs(error), 1.0 if error > 0.0 else -1.0 if error < 0.0 else error  # NaN stays NaN
+
+
+def _cross_entropy(y: float, target: float) -> tuple[float, float]:
+    # max keeps its first argument if that is NaN.
+    loss = -(target * max(_log(y), -100.0) + (1.0 - target) * max(_log1p(-y), -100.0))
+    return loss, (y - target) / max(y * (1.0 - y), 1e-12)
+
+
+def _cross_entropy_of_logit(z: float, target: float) -> tuple[float, float]:
+    return max(z, 0.0) - z * target + math.log1p(math.exp(-abs(z))), _sigmoid(z) - target
+
+
+def sse(y, target, sample_weight, activation: int, row_loss, da) -> None:
     """row_loss = sum_m (y - target)^2; da = 2 (y - target) f'(y)."""
-    _squared_error(y, target, activation, 1, row_loss, da)
+    _loss(_squared, y, target, sample_weight, activation, 1, row_loss, da)
 
 
-def mse(y, target, activation: int, row_loss, da) -> None:
+def mse(y, target, sample_weight, activation: int, row_loss, da) -> None:
     """row_loss = sum_m (y - target)^2 / (n m); da = 2 (y - target) / (n m) f'(y)."""
     n, m = y.shape
-    _squared_error(y, target, activation, n * m, row_loss, da)
+    _loss(_squared, y, target, sample_weight, activation, n * m, row_loss, da)
+
+
+def mae(y, target, sample_weight, activation: int, row_loss, da) -> None:
+    """row_loss = sum_m |y - target| / (n m); da = sign(y - target) / (n m) f'(y)."""
+    n, m = y.shape
+    _loss(_absolute, y, target, sample_weight, activation, n * m, row_loss, da)
+
+
+def huber(y, target, sample_weight, activation: int, delta: float, row_loss, da) -> None:
+    """row_loss = sum_m e^2 / 2 / (n m), e = y - target, but linear beyond delta."""
+
+    def of(y: float, target: float) -> tuple[float, float]:
+        error = y - target
+        if abs(error) <= delta:
+            return error * error / 2.0, error
+        return delta * (abs(error) - delta / 2.0), min(max(error, -delta), delta)
+
+    n, m = y.shape
+    _loss(of, y, target, sample_weight, activation, n * m, row_loss, da)
+
+
+def bce(y, target, sample_weight, activation: int, row_loss, da) -> None:
+    """row_loss = sum_m -(target log y + (1 - target) log(1 - y)) / (n m), each log at least -100."""
+    n, m = y.shape
+    _loss(_cross_entropy, y, target, sample_weight, activation, n * m, row_loss, da)
+
+
+def bce_with_logits(logits, target, sample_weight, row_loss, da) -> None:
+    """row_loss = sum_m (max(z, 0) - z target + log1p(exp(-|z|))) / (n m), z = logits."""
+    n, m = logits.shape
+    _loss(_cross_entropy_of_logit, logits, target, sample_weight, 0, n * m, row_loss, da)
 
 
 def total(row_loss, loss) -> None:
@@ -229,10 +554,101 @@ def total(row_loss, loss) -> None:
 # --- optimisers and data -------------------------------------------------------------------------
 
 
-def sgd(g, learning_rate: float, w) -> None:
-    """w -= learning_rate g."""
+def sgd(g, learning_rate: float, weight_decay: float, w) -> None:
+    """w -= learning_rate (g + weight_decay w)."""
     for i in range(len(w)):
-        w[i] -= learning_rate * g[i]
+        w[i] -= learning_rate * (g[i] + weight_decay * w[i])
+
+
+def momentum(
+    g, learning_rate: float, momentum: float, nesterov: int, weight_decay: float, w, velocity
+) -> None:
+    """velocity = momentum velocity + g; w -= learning_rate velocity, or one step ahead of it."""
+    for i in range(len(w)):
+        slope = g[i] + weight_decay * w[i]
+        speed = momentum * velocity[i] + slope
+        velocity[i] = speed
+        w[i] -= learning_rate * (slope + momentum * speed if nesterov else speed)
+
+
+def _adam(
+    step,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    decoupled: int,
+) -> Callable[[float, float, float, float], tuple[float, float, float]]:
+    """Return what makes (w, exp_avg, exp_avg_sq) of one parameter from its g and what they were."""
+    t = step[0] + 1
+    rate = _divide(learning_rate, 1.0 - beta1**t)
+    correction = 1.0 - beta2**t
+
+    def update(g: float, w: float, exp_avg: float, exp_avg_sq: float) -> tuple[float, float, float]:
+        if decoupled:
+            w -= learning_rate * weight_decay * w
+        else:
+            g += weight_decay * w
+        exp_avg = beta1 * exp_avg + (1.0 - beta1) * g
+        exp_avg_sq = beta2 * exp_avg_sq + (1.0 - beta2) * g * g
+        w -= rate * _divide(exp_avg, _root(_divide(exp_avg_sq, correction)) + epsilon)
+        return w, exp_avg, exp_avg_sq
+
+    return update
+
+
+def adam(
+    g,
+    step,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    decoupled: int,
+    w,
+    exp_avg,
+    exp_avg_sq,
+) -> None:
+    """w -= learning_rate / (1 - beta1^t) exp_avg / (sqrt(exp_avg_sq / (1 - beta2^t)) + epsilon)."""
+    update = _adam(step, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
+    for i in range(len(w)):
+        w[i], exp_avg[i], exp_avg_sq[i] = update(g[i], w[i], exp_avg[i], exp_avg_sq[i])
+
+
+def rmsprop(
+    g, learning_rate: float, alpha: float, epsilon: float, weight_decay: float, w, square_avg
+) -> None:
+    """w -= learning_rate g / (sqrt(square_avg) + epsilon)."""
+    for i in range(len(w)):
+        slope = g[i] + weight_decay * w[i]
+        square = alpha * square_avg[i] + (1.0 - alpha) * slope * slope
+        square_avg[i] = square
+        w[i] -= learning_rate * _divide(slope, _root(square) + epsilon)
+
+
+def adagrad(g, learning_rate: float, epsilon: float, weight_decay: float, w, square_sum) -> None:
+    """w -= learning_rate g / (sqrt(square_sum) + epsilon)."""
+    for i in range(len(w)):
+        slope = g[i] + weight_decay * w[i]
+        square = square_sum[i] + slope * slope
+        square_sum[i] = square
+        w[i] -= learning_rate * _divide(slope, _root(square) + epsilon)
+
+
+def clip_by_norm(max_norm: float, g, norm) -> None:
+    """norm = sqrt(sum_p g^2); g *= max_norm / norm where norm > max_norm."""
+    try:
+        squares = math.fsum(g[i] * g[i] for i in range(len(g)))  # long: a plain loop would err by many ulp
+    except OverflowError:
+        squares = math.inf
+    length = math.sqrt(squares)
+    if length > max_norm:
+        scale = max_norm / length
+        for i in range(len(g)):
+            g[i] *= scale
+    norm[0] = length
 
 
 def gather_rows(data, order, x) -> None:

@@ -1,0 +1,517 @@
+"""What the Numba backend stands on: words Numba does not have, compiling, and the epoch without Python.
+
+``jitted.py`` writes the kernels with it. Nothing here knows a single one of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastae.kernels.table import KERNELS
+
+try:
+    import scipy.linalg.cython_blas  # noqa: F401  (Numba finds its BLAS there)
+    from llvmlite import ir
+    from numba import njit, types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+    from numba.np.arrayobj import populate_array
+    from threadpoolctl import ThreadpoolController
+except ImportError as error:
+    raise ImportError(
+        f'the numba backend needs {error.name or "numba"}: pip install "fastae[numba]"'
+    ) from error
+
+if TYPE_CHECKING:
+    from fastae.program import Program, Routine, Slot
+
+OPTIONS = {"nogil": True, "error_model": "numpy"}
+REALS = {"f": types.float32, "d": types.float64}
+
+_SPINS = 4000  # looks at a barrier, some microseconds, before the thread gives up its core
+
+
+# --- compiling -----------------------------------------------------------------------------------
+
+
+def _stamp() -> str:
+    """Hash of the sources that compiled code is made from, for its name: Numba's cache goes by it.
+
+    Of itself the cache notices a change in the file of a function, not in that of one it calls.
+    """
+    sources = sorted(
+        Path(__file__).parent.glob("jitted*.py")
+    )  # none where there are no sources, nor then a cache
+    text = b"".join(s.read_bytes() for s in sources)
+    return hashlib.sha256(text).hexdigest()[:12]
+
+
+STAMP = _stamp()
+
+
+@cache
+def cache_works() -> bool:
+    """Whether there is a folder to keep compiled code in."""
+    try:
+        njit(cache=True)(_run_batches)  # looks for the folder, compiles nothing
+    except RuntimeError:
+        return False
+    return True
+
+
+def compiled(function: Callable[..., None], signature: Any) -> Any:
+    """Compile a function for a signature, or take it from the cache."""
+    function.__qualname__ = f"{function.__name__}_{STAMP}"
+    return njit(signature, cache=cache_works(), **OPTIONS)(function)
+
+
+# --- what Numba has no words for -----------------------------------------------------------------
+
+
+@intrinsic
+def at(typing, pointer, offset, dtype):
+    """``(dtype *)(pointer + offset)``."""
+    signature = types.CPointer(dtype.dtype)(pointer, offset, dtype)
+
+    def generate(context, builder, signature, arguments):
+        moved = builder.gep(arguments[0], [arguments[1]])
+        return builder.bitcast(moved, context.get_value_type(signature.return_type))
+
+    return signature, generate
+
+
+def _data(context, builder, type_, value):
+    return context.make_array(type_)(context, builder, value).data
+
+
+@intrinsic
+def window(typing, array, first, size):
+    """Elements first, first + 1, ... of a C-contiguous array, as one row.
+
+    A slice of Numba's counts references and looks for negative places: where rows are short, that is most
+    of the time, and of the compiling.
+    """
+    signature = array.copy(ndim=1)(array, first, size)
+
+    def generate(context, builder, signature, arguments):
+        array, first, size = arguments
+        whole = context.make_array(signature.args[0])(context, builder, array)
+        result = context.make_array(signature.return_type)(context, builder)
+        itemsize = whole.itemsize
+        populate_array(
+            result, builder.gep(whole.data, [first]), [size], [itemsize], itemsize, meminfo=None
+        )
+        return result._getvalue()
+
+    return signature, generate
+
+
+@intrinsic
+def gemm(typing, m, n, k, a, lda, a_turned, b, ldb, b_turned, c, ldc):
+    """c[m, n] = a b, either factor transposed where its flag is set; rows lie lda, ldb, ldc apart.
+
+    The routine behind ``np.dot``, which itself copies a block of columns before it multiplies.
+    """
+    signature = types.void(m, n, k, a, lda, a_turned, b, ldb, b_turned, c, ldc)
+
+    def generate(context, builder, signature, arguments):
+        m, n, k, a, lda, a_turned, b, ldb, b_turned, c, ldc = arguments
+        real, char = signature.args[9].dtype, ir.IntType(8)
+        size, pointer = context.get_value_type(types.intp), cgutils.voidptr_t
+
+        def number(value):
+            return builder.bitcast(
+                cgutils.alloca_once_value(builder, context.get_constant(real, value)), pointer
+            )
+
+        def start(place, value):
+            return builder.bitcast(_data(context, builder, signature.args[place], value), pointer)
+
+        def letter(turned):
+            return builder.select(
+                cgutils.is_not_null(builder, turned), ir.Constant(char, ord("t")), ir.Constant(char, ord("n"))
+            )
+
+        routine = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(
+                ir.IntType(32),
+                [char] * 3 + [size] * 3 + [pointer] * 2 + [size, pointer, size, pointer, pointer, size],
+            ),
+            "numba_xxgemm",
+        )
+        kind = ir.Constant(char, ord("s" if real == types.float32 else "d"))
+        # BLAS counts along columns: it is given the transposed product, c^T = b^T a^T.
+        shape_and_factors = (n, m, k, number(1.0), start(6, b), ldb, start(3, a), lda)
+        builder.call(
+            routine,
+            (kind, letter(b_turned), letter(a_turned), *shape_and_factors, number(0.0), start(9, c), ldc),
+        )
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def call(typing, address, arena, code, line, part, parts):
+    """Call the instruction form at an address with a line of the code."""
+    signature = types.void(address, arena, code, line, part, parts)
+
+    def generate(context, builder, signature, arguments):
+        address, arena, code, line, part, parts = arguments
+        size, pointer = ir.IntType(64), cgutils.voidptr_t
+        width = context.make_array(signature.args[2])(context, builder, code).shape
+        first = builder.add(builder.mul(line, builder.extract_value(width, 1)), ir.Constant(size, 2))
+        operands = builder.gep(_data(context, builder, signature.args[2], code), [first])
+        form = ir.FunctionType(ir.VoidType(), [pointer, pointer, size, size])
+        builder.call(
+            builder.inttoptr(address, form.as_pointer()),
+            (
+                builder.bitcast(_data(context, builder, signature.args[1], arena), pointer),
+                builder.bitcast(operands, pointer),
+                part,
+                parts,
+            ),
+        )
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def _fetch_add(typing, array, place, value):
+    """Add to ``array[place]`` atomically and return what was there."""
+    signature = types.int64(array, place, value)
+
+    def generate(context, builder, signature, arguments):
+        spot = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+        return builder.atomic_rmw("add", spot, arguments[2], "seq_cst")
+
+    return signature, generate
+
+
+@intrinsic
+def _load(typing, array, place):
+    """Read ``array[place]`` atomically."""
+    signature = types.int64(array, place)
+
+    def generate(context, builder, signature, arguments):
+        spot = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+        return builder.load_atomic(spot, "seq_cst", 8)
+
+    return signature, generate
+
+
+@intrinsic
+def _store(typing, array, place, value):
+    """Write ``array[place]`` atomically."""
+    signature = types.void(array, place, value)
+
+    def generate(context, builder, signature, arguments):
+        spot = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+        builder.store_atomic(arguments[2], spot, "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def _yield_core(typing):
+    """Let another thread have this core."""
+    signature = types.void()
+
+    def generate(context, builder, signature, arguments):
+        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+        form = ir.FunctionType(ir.IntType(32), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, form, name), ())
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+# --- a team of threads -----------------------------------------------------------------------------
+
+
+@njit(**OPTIONS)
+def meet(state, parts):
+    """Barrier: ``state[0]`` threads have arrived, ``state[8]`` counts the meetings."""
+    if parts == 1:
+        return
+    meeting = _load(state, 8)
+    if _fetch_add(state, 0, 1) == parts - 1:
+        _store(state, 0, 0)
+        _store(state, 8, meeting + 1)
+        return
+    looks = 0
+    while _load(state, 8) == meeting:
+        looks += 1
+        if looks > _SPINS:
+            _yield_core()
+
+
+@njit(**OPTIONS)
+def share(size, part, parts):
+    """Range of a part."""
+    return size * part // parts, size * (part + 1) // parts
+
+
+@njit(**OPTIONS)
+def copy(x, y):
+    """y = x for a row."""
+    for j in range(y.size):
+        y[j] = x[j]
+
+
+# --- the epoch -----------------------------------------------------------------------------------
+
+# Places in the plan of a run.
+_ROWS, _BATCH, _ORDERED, _TRAINS, _CHECK, _LOSS, _INPUT, _TARGET, _OUTPUT = range(9)
+
+
+@njit(**OPTIONS)
+def _fetch(data, order, ordered, start, count, arena, offset, part, parts):
+    """Rows of the data into the arena."""
+    width = data.shape[1]
+    for i in range(*share(count, part, parts)):
+        row = order[start + i] if ordered else start + i
+        copy(data[row], arena[offset + i * width : offset + (i + 1) * width])
+
+
+def _run_batches(
+    functions, arena, header, code, tail, plan, data, target, order, losses, out, control, state, part, parts
+):
+    """One thread's part of a run; arrays that were not given are empty."""
+    rows, size, ordered = plan[_ROWS], plan[_BATCH], plan[_ORDERED] != 0
+    check, width = plan[_CHECK], out.shape[1]
+    for batch in range((rows + size - 1) // size):
+        start = batch * size
+        count = min(size, rows - start)
+        lines = code if count == size else tail
+        _fetch(data, order, ordered, start, count, arena, plan[_INPUT], part, parts)
+        if target.size:
+            _fetch(target, order, ordered, start, count, arena, plan[_TARGET], part, parts)
+        meet(state, parts)
+        for i in range(lines.shape[0] + 1):
+            if check and i == check:  # behind a barrier: every thread sees the same loss
+                loss = arena[plan[_LOSS]]
+                if part == 0 and losses.size:
+                    losses[batch] = loss
+                if not np.isfinite(loss):
+                    if part == 0:
+                        control[2] = batch
+                    return
+            if i < lines.shape[0]:
+                call(functions[lines[i, 0]], arena, lines, i, part, parts)
+                if lines[i, 1]:
+                    meet(state, parts)
+        if out.size:
+            for i in range(*share(count, part, parts)):
+                first = plan[_OUTPUT] + i * width
+                copy(arena[first : first + width], out[start + i])
+        if part == 0:
+            if plan[_TRAINS]:
+                header[0] += 1
+            control[1] = batch + 1
+            state[16] = _load(control, 0)  # seen by all threads after the same batch
+        meet(state, parts)
+        if state[16]:
+            return
+
+
+@cache
+def _epoch(char: str) -> Any:
+    """Compiled `_run_batches` for a dtype."""
+    real = REALS[char]
+
+    def array(element, dims, readonly=False):
+        return types.Array(element, dims, "C", readonly=readonly)
+
+    vector, code = array(types.int64, 1), array(types.int64, 2)
+    rows = array(real, 2, True)
+    signature = types.void(
+        *(vector, array(real, 1), vector, code, code, vector, rows, rows, array(types.int64, 1, True)),
+        *(array(types.float64, 1), array(real, 2), vector, vector, types.int64, types.int64),
+    )
+    return compiled(_run_batches, signature)
+
+
+# --- the executor --------------------------------------------------------------------------------
+
+
+class _Blas:
+    """BLAS held to one thread while any run needs it, whichever ends last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = 0
+        self._libraries: list[Any] | None = None
+        self._before: list[int] = []
+
+    @contextmanager
+    def one_thread(self) -> Iterator[None]:
+        with self._lock:
+            if self._libraries is None:  # looked for once: it takes milliseconds
+                found = ThreadpoolController().select(user_api="blas").lib_controllers
+                # SciPy's, which Numba calls, has its own in a wheel; NumPy's is left alone then.
+                self._libraries = [library for library in found if "scipy." in library.filepath] or found
+            if self._running == 0:
+                self._before = [library.num_threads for library in self._libraries]
+                for library in self._libraries:
+                    library.set_num_threads(1)
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+                if self._running == 0:
+                    for library, threads in zip(self._libraries, self._before, strict=True):
+                        library.set_num_threads(threads)
+
+
+_blas = _Blas()
+
+
+class Executor:
+    """Runs a Program as compiled code: a run is one call for each thread.
+
+    The module with the kernels derives from it and sets `instruction`.
+
+    Parameters
+    ----------
+    program : Program
+        A lowered program with contiguous (not padded) slots.
+    arena : ndarray of shape (program.arena_size,) and program.dtype
+        The block all its arrays live in.
+    n_threads : int
+        Threads of the team, the calling one among them.
+
+    Raises
+    ------
+    ValueError
+        If `n_threads` is less than 1.
+    """
+
+    @staticmethod
+    def instruction(name: str, char: str) -> Any:
+        """Return the compiled instruction form, which has an ``address``, of a kernel for a dtype.char."""
+        raise NotImplementedError
+
+    def __init__(self, program: Program, arena: np.ndarray, n_threads: int = 1) -> None:
+        if n_threads < 1:
+            raise ValueError(f"n_threads: expected at least 1, got {n_threads}")
+        self._arena = arena
+        self._header = arena[: 64 // arena.itemsize].view(np.int64)
+        self._batch_size = int(program.batch_size)
+        self._n_threads = n_threads
+        self._functions = np.zeros(len(KERNELS), np.int64)
+
+    def _prepare(self, code: np.ndarray) -> None:
+        """Compile what the code needs and has not been compiled."""
+        names = tuple(KERNELS)
+        for place in set(code[:, 0].tolist()):
+            if not self._functions[place]:
+                self._functions[place] = self.instruction(names[place], self._arena.dtype.char).address
+
+    def run(
+        self,
+        routine: Routine,
+        data: np.ndarray,
+        target: np.ndarray | None,
+        order: np.ndarray | None,
+        *,
+        losses: np.ndarray | None = None,
+        out: np.ndarray | None = None,
+        control: np.ndarray | None = None,
+    ) -> None:
+        """Run a routine over the rows of `data`, a batch at a time.
+
+        Parameters
+        ----------
+        routine : Routine
+            What to run.
+        data : ndarray of shape (n, k) and program.dtype
+            Gathered into the routine's input.
+        target : ndarray of shape (n, m) and program.dtype, or None
+            Gathered into the routine's target; None where the routine reads none of its own.
+        order : int64 ndarray, or None
+            Rows of `data` in the order to take them; None for all of them as they lie.
+        losses : float64 ndarray, optional
+            Receives the loss of each batch.
+        out : ndarray of shape (len(order), ...), optional
+            Receives the routine's output.
+        control : int64 ndarray of 8, optional
+            ``[0]`` set by another thread stops the run after the batch at hand, ``[1]`` batches done,
+            ``[2]`` the batch whose loss was not finite, or -1.
+        """
+        rows = len(data) if order is None else len(order)
+        if control is None:
+            control = np.zeros(8, np.int64)
+        control[1] = 0
+        control[2] = -1
+        if rows == 0:
+            return
+        size = self._batch_size
+        code = routine.encode(min(size, rows))
+        tail = routine.encode(rows % size) if rows > size and rows % size else code
+        self._prepare(code)
+        nothing = np.empty((0, 0), self._arena.dtype)
+
+        def offset(slot: Slot | None) -> int:
+            return 0 if slot is None else slot.offset
+
+        plan = np.array(
+            [
+                *(rows, min(size, rows), order is not None, routine.trains, routine.check),
+                *(offset(s) for s in (routine.loss, routine.input, routine.target, routine.output)),
+            ],
+            np.int64,
+        )
+        arguments = (
+            *(self._functions, self._arena, self._header, code, tail, plan, data),
+            nothing if target is None else target,
+            np.empty(0, np.int64) if order is None else order,
+            np.empty(0) if losses is None else losses,
+            nothing if out is None else out.reshape(rows, -1),
+            control,
+            np.zeros(24, np.int64),
+        )
+        epoch = _epoch(self._arena.dtype.char)
+        with _blas.one_thread():
+            if self._n_threads == 1:
+                epoch(*arguments, 0, 1)
+            else:
+                self._run_team(epoch, arguments)
+
+    def _run_team(self, epoch: Any, arguments: tuple[Any, ...]) -> None:
+        """Run the epoch on all threads, or, when one cannot be started, on none."""
+        parts = self._n_threads
+        ready = threading.Event()
+        complete = False
+
+        def work(part: int) -> None:
+            ready.wait()
+            if complete:
+                epoch(*arguments, part, parts)
+
+        team: list[threading.Thread] = []
+        try:
+            for part in range(1, parts):
+                thread = threading.Thread(target=work, args=(part,), name=f"fastae-{part}", daemon=True)
+                thread.start()
+                team.append(thread)
+            complete = True
+        finally:
+            ready.set()
+        epoch(*arguments, 0, parts)
+        for thread in team:
+            thread.join()

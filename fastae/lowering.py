@@ -1,0 +1,880 @@
+"""Lowering a Network to a Program: a list of instructions over one arena.
+
+::
+
+    Network ── graph ──> ops and values ── emit ──> instructions ── number ──> Program
+
+    arena   │ header │ trainable parameters │ running statistics │ fixed parameters │
+            │ batch, activations, gradients of them, losses │ target, weights of the rows │
+            │ stored gradients │ optimiser states │ scratch │
+
+1. Every layer is turned into *ops* that read and make *values* (`build` and its registered
+   functions, one for each class of layer). What can be left out exactly is left out here: a product
+   with a fixed identity, a relu of what is not negative, an activation that the layer before can
+   apply itself.
+2. Every op emits its forward instructions once for each *mode*: "train"; "evaluate", without what is
+   random and with the running statistics; "infer", as "evaluate" for codes and reconstructions. Where
+   a loss takes logits for a sigmoid, that sigmoid is left out in the first two. Then, last op first,
+   the ops emit their backward instructions. A gradient reaches a value either as it is or with the
+   derivative of the value's activation fused into the instruction that made it.
+3. Every slot has its place in the arena as soon as it is asked for; workspaces share one scratch
+   stretch, whose size is known at the end.
+
+A new layer needs a function registered with `build`; where no op here fits, also an op: a class with
+`forward` and `backward`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import singledispatch
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastae import losses, optimizers
+from fastae.kernels.table import ACTIVATIONS, KERNELS, Array
+from fastae.layers import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Dropout,
+    GaussianNoise,
+    Layer,
+    MaskingNoise,
+    Parallel,
+    Shape,
+    Subsample,
+    positive_int,
+)
+from fastae.network import Network, Placed
+from fastae.program import ALIGNMENT, COUNTER, HEADER_BYTES, STEP, Instruction, Program, Routine, Slot
+
+__all__ = ["build", "lower"]
+
+#: A larger arena is a mistake in a declaration rather than a wish.
+MAX_ARENA_BYTES = 1 << 38
+
+Random: TypeAlias = Dropout | GaussianNoise | MaskingNoise
+Operand: TypeAlias = Slot | int | float | str | None
+
+
+# -- the graph -----------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Value:
+    """An array of the batch that an op makes or, for the batch itself, that is given.
+
+    `activation` is the one its op ends with: a gradient of the value times f'(value) is what that
+    op's backward needs. `uses` counts the ops that read it. Nothing negative is in it when
+    `nonnegative`. `source` is the value that stands for it in the modes in which its op is left out.
+    `gradients` gathers what has reached it so far.
+    """
+
+    name: str
+    slot: Slot
+    activation: str = "linear"
+    nonnegative: bool = False
+    needs_gradient: bool = False
+    source: Value | None = None
+    random: bool = False  # its op is left out in all modes but "train"
+    uses: int = 0
+    gradients: list[Slot] = field(default_factory=list)
+    fused: bool = False  # whether f' is already in the gradient
+
+    @property
+    def fusable(self) -> str:
+        """The activation whose derivative the only reader of the value may fuse into its gradient."""
+        return self.activation if self.uses == 1 else "linear"
+
+
+class Op:
+    """A step of the computation that reads `inputs` and makes `output`."""
+
+    inputs: tuple[Value, ...]
+    output: Value
+    #: Whether the backward instruction applies the derivative of the output's activation itself, where
+    #: the gradient comes without it.
+    differentiates = False
+
+    def forward(self, to: _Lowering) -> None:
+        """Emit the instructions that make the output."""
+        raise NotImplementedError
+
+    def backward(self, to: _Lowering, da: Slot) -> None:
+        """Emit those of the backward pass, from the gradient of the output before its activation."""
+        raise NotImplementedError
+
+
+class DenseOp(Op):
+    """y = f(x w + b)."""
+
+    def __init__(self, to: _Lowering, placed: Placed, layer: Dense, x: Value, f: str, name: str) -> None:
+        self.name, self.trainable = placed.name, layer.trainable
+        self.w = to.slots[f"{placed.name}.weight"]
+        self.b = to.slots[f"{placed.name}.bias"] if layer.use_bias else None
+        self.inputs = (x,)
+        self.output = to.value(name, placed.output_shape, [x], f, layer.trainable)
+
+    def forward(self, to: _Lowering) -> None:
+        x, y = to.place(self.inputs[0]), self.output
+        to.emit("dense_forward", x=x, w=self.w, b=self.b, activation=to.activation(y), y=y.slot)
+
+    def backward(self, to: _Lowering, da: Slot) -> None:
+        (x,) = self.inputs
+        if x.needs_gradient:  # first, since it reads the weights that the update changes
+            f = x.fusable
+            dx = to.gradient_slot(x, self.name, fused=True)
+            note = f"derivative of {x.name}'s {f} fused" if f != "linear" else ""
+            saved = x.slot if f != "linear" else None
+            to.emit("dense_input_grad", note, da=da, w=self.w, x=saved, activation=f, dx=dx)
+        if self.trainable:
+            to.dense_update(x.slot, da, self.w, self.b)
+
+
+class BatchNormOp(Op):
+    """y = f(gamma (x - mean) / sqrt(var + epsilon) + beta)."""
+
+    differentiates = True
+
+    def __init__(self, to: _Lowering, placed: Placed, layer: BatchNorm, x: Value, f: str, name: str) -> None:
+        self.name, self.layer = placed.name, layer
+        self.gamma, self.beta, self.running_mean, self.running_var = (
+            to.slots[p.name] for p in placed.parameters
+        )
+        self.mean = to.slot(f"{placed.name}.mean", self.gamma.shape)
+        self.inv_std = to.slot(f"{placed.name}.inv_std", self.gamma.shape)
+        self.inputs = (x,)
+        self.output = to.value(name, placed.output_shape, [x], f, trainable=True)
+
+    def forward(self, to: _Lowering) -> None:
+        x, y, f = to.place(self.inputs[0]), self.output, to.activation(self.output)
+        note = f"{f} fused" if f != "linear" else ""
+        both: dict[str, Operand] = {
+            "x": x,
+            "gamma": self.gamma,
+            "beta": self.beta,
+            "running_mean": self.running_mean,
+            "running_var": self.running_var,
+            "activation": f,
+            "epsilon": self.layer.epsilon,
+            "y": y.slot,
+        }
+        if to.mode == "train":
+            both |= {"momentum": self.layer.momentum, "mean": self.mean, "inv_std": self.inv_std}
+            to.emit("batchnorm_forward", note, **both)
+        else:
+            to.emit("batchnorm_inference", note, **both)
+
+    def backward(self, to: _Lowering, da: Slot) -> None:
+        (x,), y = self.inputs, self.output
+        f = "linear" if y.fused else y.activation
+        if x.needs_gradient:
+            dx = to.gradient_slot(x, self.name, fused=False)
+        else:  # the kernel makes it in any case
+            dx = to.slot(f"{self.name}.dx", x.slot.shape, batched=True)
+        to.emit(
+            "batchnorm_backward",
+            f"derivative of {y.name}'s {f} fused" if f != "linear" else "",
+            dy=da,
+            x=x.slot,
+            gamma=self.gamma,
+            y=y.slot,
+            mean=self.mean,
+            inv_std=self.inv_std,
+            activation=f,
+            dx=dx,
+            dgamma=to.gradient_of[self.gamma.name],
+            dbeta=to.gradient_of[self.beta.name],
+        )
+
+
+class ActivationOp(Op):
+    """y = f(x)."""
+
+    def __init__(self, to: _Lowering, name: str, activation: str, x: Value) -> None:
+        self.inputs = (x,)
+        self.output = to.value(name, x.slot.shape[1:], [x], activation)
+        self.output.source = x
+
+    def forward(self, to: _Lowering) -> None:
+        x, y = to.place(self.inputs[0]), self.output
+        to.emit("activation_forward", x=x, activation=y.activation, y=y.slot)
+
+    def backward(self, to: _Lowering, da: Slot) -> None:
+        to.pass_gradient(self.inputs[0], da)
+
+
+class SoftmaxOp(Op):
+    """y = softmax(x); its derivative is no matter of single elements, so nothing is fused."""
+
+    def __init__(self, to: _Lowering, name: str, x: Value) -> None:
+        self.name = name
+        self.inputs = (x,)
+        self.output = to.value(name, x.slot.shape[1:], [x])
+        self.output.nonnegative = True
+
+    def forward(self, to: _Lowering) -> None:
+        to.emit("softmax_forward", x=to.place(self.inputs[0]), y=self.output.slot)
+
+    def backward(self, to: _Lowering, da: Slot) -> None:
+        (x,) = self.inputs
+        dx = to.gradient_slot(x, self.name, fused=False)
+        to.emit("softmax_backward", dy=da, y=self.output.slot, dx=dx)
+
+
+class RandomOp(Op):
+    """Dropout or noise: in training alone."""
+
+    def __init__(self, to: _Lowering, name: str, layer: Random, x: Value, stream: int) -> None:
+        self.name, self.layer = name, layer
+        constant = "stddev" if isinstance(layer, GaussianNoise) else "rate"
+        self.constants = {constant: getattr(layer, constant), "stream": stream, "counter": COUNTER}
+        self.inputs = (x,)
+        self.output = to.value(name, x.slot.shape[1:], [x])
+        self.output.nonnegative = x.nonnegative and constant == "rate"
+        self.output.source, self.output.random = x, True
+
+    def forward(self, to: _Lowering) -> None:
+        kernel = "dropout_forward" if isinstance(self.layer, Dropout) else self.layer.kind
+        x = to.place(self.inputs[0])
+        to.emit(kernel, "in training alone", x=x, y=self.output.slot, **self.constants)
+
+    def backward(self, to: _Lowering, da: Slot) -> None:
+        (x,) = self.inputs
+        if isinstance(self.layer, GaussianNoise):
+            to.pass_gradient(x, da)
+            return
+        dx = to.gradient_slot(x, self.name, fused=False)
+        note = "the same zeros as forward"
+        if isinstance(self.layer, Dropout):
+            to.emit("dropout_backward", note, dy=da, dx=dx, **self.constants)
+        else:
+            to.emit("masking_noise", note, x=da, y=dx, **self.constants)
+
+
+class SubsampleOp(Op):
+    """y = every stride-th column of x."""
+
+    def __init__(self, to: _Lowering, placed: Placed, layer: Subsample, x: Value) -> None:
+        self.name, self.stride = placed.name, layer.stride
+        self.inputs = (x,)
+        self.output = to.value(placed.name, placed.output_shape, [x])
+        self.output.nonnegative = x.nonnegative
+
+    def forward(self, to: _Lowering) -> None:
+        x, y = to.place(self.inputs[0]), self.output.slot
+        to.emit("subsample_forward", x=x, stride=self.stride, y=y)
+
+    def backward(self, to: _Lowering, da: Slot) -> None:
+        (x,) = self.inputs
+        dx = to.gradient_slot(x, self.name, fused=False)
+        to.emit("subsample_backward", dy=da, stride=self.stride, dx=dx)
+
+
+class SumOp(Op):
+    """y = x1 + x2."""
+
+    def __init__(self, to: _Lowering, name: str, x1: Value, x2: Value) -> None:
+        self.inputs = (x1, x2)
+        self.output = to.value(name, x1.slot.shape[1:], self.inputs)
+        self.output.nonnegative = x1.nonnegative and x2.nonnegative
+
+    def forward(self, to: _Lowering) -> None:
+        x1, x2 = map(to.place, self.inputs)
+        to.emit("branch_sum", x1=x1, x2=x2, y=self.output.slot)
+
+    def backward(self, to: _Lowering, da: Slot) -> None:
+        for x in self.inputs:
+            to.pass_gradient(x, da)
+
+
+@singledispatch
+def build(layer: Layer, to: _Lowering, placed: Placed, x: Value) -> Value:
+    """Add the ops of a layer that reads `x`; its output."""
+    raise NotImplementedError(f"no lowering of layers of type {layer.kind}")
+
+
+@build.register(Dense)
+@build.register(BatchNorm)
+def _(layer: Dense | BatchNorm, to: _Lowering, placed: Placed, x: Value) -> Value:
+    if _is_identity(placed):
+        to.notes.append(f"{placed.name}: product with fixed identity dropped")
+        to.constraints[f"{placed.name}.weight"] = "identity"
+        if isinstance(layer, Dense) and layer.use_bias:
+            to.constraints[f"{placed.name}.bias"] = "zeros"
+        return activate(to, placed.name, layer.activation, x)
+    f, name = layer.activation, placed.name
+    if f not in ACTIVATIONS:  # softmax, an op of its own
+        f, name = "linear", f"{placed.name}.linear"
+    if isinstance(layer, Dense):
+        y = to.add(DenseOp(to, placed, layer, x, f, name))
+    else:
+        y = to.add(BatchNormOp(to, placed, layer, x, f, name))
+    return y if f == layer.activation else activate(to, placed.name, layer.activation, y)
+
+
+@build.register(Activation)
+def _(layer: Activation, to: _Lowering, placed: Placed, x: Value) -> Value:
+    return activate(to, placed.name, layer.activation, x)
+
+
+@build.register(Dropout)
+@build.register(GaussianNoise)
+@build.register(MaskingNoise)
+def _(layer: Random, to: _Lowering, placed: Placed, x: Value) -> Value:
+    return draw(to, placed.name, layer, x, next(to.streams))
+
+
+@build.register(Subsample)
+def _(layer: Subsample, to: _Lowering, placed: Placed, x: Value) -> Value:
+    return to.add(SubsampleOp(to, placed, layer, x))
+
+
+@build.register(Parallel)
+def _(layer: Parallel, to: _Lowering, placed: Placed, x: Value) -> Value:
+    ends = [to.chain(branch, x) for branch in placed.branches]
+    y = ends[0]
+    for i, end in enumerate(ends[1:], 1):
+        y = to.add(SumOp(to, placed.name if i == len(ends) - 1 else f"{placed.name}.{i}", y, end))
+    return y
+
+
+def activate(to: _Lowering, name: str, activation: str, x: Value) -> Value:
+    """Return the activation of `x`, or `x` itself where that is the same."""
+    if activation == "linear":
+        return x
+    if activation == "softmax":
+        return to.add(SoftmaxOp(to, name, x))
+    if activation == "relu" and x.nonnegative:
+        # Exact backward too: where such a value is 0, the derivatives below it are 0.
+        of = "relu" if x.activation == "relu" else "a value that is never negative"
+        to.notes.append(f"{name}: relu of {of} dropped")
+        return x
+    return to.add(ActivationOp(to, name, activation, x))
+
+
+def draw(to: _Lowering, name: str, layer: Random, x: Value, stream: int) -> Value:
+    """Return `x` with dropout or noise, or `x` itself where that is the same."""
+    amount = layer.stddev if isinstance(layer, GaussianNoise) else layer.rate
+    return to.add(RandomOp(to, name, layer, x, stream)) if amount else x
+
+
+def _is_identity(placed: Placed) -> bool:
+    """Whether a layer's product with its weight is for certain and always the input itself."""
+    layer = placed.layer
+    return (
+        isinstance(layer, Dense)
+        and not layer.trainable
+        and layer.kernel_initializer == "identity"
+        and placed.input_shape == placed.output_shape
+        and not (layer.use_bias and layer.bias_initializer != "zeros")
+    )
+
+
+# -- lowering ------------------------------------------------------------------------------------------
+
+
+class _Lowering:
+    """The state of lowering one network: slots, ops, and the instructions emitted so far."""
+
+    def __init__(
+        self,
+        network: Network,
+        batch_size: int,
+        loss: losses.Loss,
+        optimizer: optimizers.Optimizer,
+        dtype: np.dtype[Any],
+        padded: bool,
+        fused_update: bool,
+        noise: GaussianNoise | MaskingNoise | None,
+    ) -> None:
+        self.network, self.batch_size, self.loss, self.optimizer = network, batch_size, loss, optimizer
+        self.dtype, self.padded, self.noise = dtype, padded, noise
+        self.unit = ALIGNMENT // dtype.itemsize  # elements of an aligned block
+        # The norm of all gradients is known when the last of them is: too late for a fused update.
+        self.fused = fused_update and optimizer.dense_kernel is not None and optimizer.clip_norm is None
+        self.mode = "train"
+        self.logits: Value | None = None  # the value whose sigmoid is in the loss
+        self.streams = itertools.count(1)  # 0 is the input noise, so that it moves no other stream
+        self.size = HEADER_BYTES // dtype.itemsize
+        self.scratch_size = 0
+        self.slots: dict[str, Slot] = {}
+        self.ops: list[Op] = []
+        self.instructions: list[Instruction] = []
+        self.notes: list[str] = []
+        self.constraints: dict[str, str] = {}
+        self.gradient_of: dict[str, Slot] = {}  # stored gradients by the name of their parameter
+        self.state_of: dict[str, dict[str, Slot]] = {}
+
+    # Slots
+
+    def round_up(self, elements: int) -> int:
+        return -(-elements // self.unit) * self.unit
+
+    def shaped(self, name: str, offset: int, shape: Shape, batched: bool) -> Slot:
+        stride = math.prod(shape[1:])
+        if self.padded and len(shape) > 1:
+            stride = self.round_up(stride)
+        return Slot(name, offset, shape, stride, batched)
+
+    def slot(self, name: str, shape: Shape, batched: bool = False) -> Slot:
+        """Add a slot at the end of the arena."""
+        assert name not in self.slots, f"two slots named {name}"
+        slot = self.shaped(name, self.size, shape, batched)
+        self.size += self.round_up(slot.size)
+        self.slots[name] = slot
+        return slot
+
+    def stretch(self, name: str, members: Sequence[tuple[str, Shape]]) -> tuple[Slot | None, list[Slot]]:
+        """Add slots one after the other; return the slot of them all (None for none) and each."""
+        start = self.size
+        slots = [self.slot(member, shape) for member, shape in members]
+        return (Slot(name, start, (self.size - start,), 1) if slots else None), slots
+
+    def rows(self, name: str, shape: Shape) -> Slot:
+        """Add a slot for a batch of rows; a row of several dims lies in it flat, as in the data."""
+        return self.slot(name, (self.batch_size, math.prod(shape)), batched=True)
+
+    def value(
+        self,
+        name: str,
+        shape: Shape,
+        inputs: Iterable[Value],
+        activation: str = "linear",
+        trainable: bool = False,
+    ) -> Value:
+        """Add a value of the batch that is made from `inputs`."""
+        slot = self.rows(f"{name}.out", shape)
+        needs = trainable or any(x.needs_gradient for x in inputs)
+        return Value(name, slot, activation, activation in ("relu", "sigmoid", "softplus"), needs)
+
+    # The graph
+
+    def add(self, op: Op) -> Value:
+        for x in op.inputs:
+            x.uses += 1
+        self.ops.append(op)
+        return op.output
+
+    def chain(self, chain: Sequence[Placed], x: Value) -> Value:
+        for placed in self.merged(chain):
+            x = build(placed.layer, self, placed, x)
+        return x
+
+    def merged(self, chain: Sequence[Placed]) -> list[Placed]:
+        """Let linear layers apply the activation that follows: within a chain nothing else reads them."""
+        done: list[Placed] = []
+        for placed in chain:
+            f = placed.layer.activation if isinstance(placed.layer, Activation) else ""
+            last = done[-1].layer if done else None
+            if f == "linear":
+                continue
+            if (
+                f in ACTIVATIONS
+                and isinstance(last, Dense | BatchNorm)
+                and last.activation == "linear"
+                and not _is_identity(done[-1])
+            ):
+                done[-1] = replace(done[-1], layer=replace(last, activation=f))
+                self.notes.append(f"{placed.name}: {f} fused into {done[-1].name}")
+            else:
+                done.append(placed)
+        return done
+
+    def absent(self, x: Value) -> bool:
+        """Whether the op that makes `x` is left out in the present mode."""
+        return x.source is not None and (
+            (x.random and self.mode != "train") or (x is self.logits and self.mode != "infer")
+        )
+
+    def place(self, x: Value) -> Slot:
+        """Where the content of a value is in the present mode."""
+        while x.source is not None and self.absent(x):
+            x = x.source
+        return x.slot
+
+    def activation(self, x: Value) -> str:
+        """The activation that the op of `x` applies in the present mode."""
+        return "linear" if x is self.logits and self.mode != "infer" else x.activation
+
+    # Instructions
+
+    def forward(self, ops: Iterable[Op], mode: str) -> list[Instruction]:
+        """Return the forward instructions of some ops in a mode."""
+        self.mode, self.instructions = mode, []
+        for op in ops:
+            if not self.absent(op.output):
+                op.forward(self)
+        return self.instructions
+
+    def losing(self, y: Value, mode: str, **operands: Slot) -> list[Instruction]:
+        """Return the instructions that take the output to the loss and its gradient."""
+        self.mode, self.instructions = mode, []
+        row = KERNELS["bce_with_logits" if self.logits is not None else self.loss.kernel]
+        f, note = y.fusable, ""
+        constants: dict[str, float | str] = dict(self.loss.constants)
+        if "activation" in {c.name for c in row.constants}:
+            constants["activation"] = f
+            note = f"derivative of {y.name}'s {f} fused" if f != "linear" else ""
+        elif self.logits is not None:
+            note = f"{y.name}'s sigmoid and {self.loss.name} in one"
+        operands[row.arrays[0].name] = self.place(y)
+        self.emit(row.name, note, row_loss=self.slots["row_loss"], **operands, **constants)
+        self.emit("total", row_loss=self.slots["row_loss"], loss=self.slots["loss"])
+        return self.instructions
+
+    def emit(self, kernel: str, note: str = "", **operands: Operand) -> None:
+        """Append an instruction, its operands by the names of the table; workspaces are found here."""
+        row = KERNELS[kernel]
+        given = tuple(operands.get(a.name) for a in row.arguments)
+        instruction = Instruction(kernel, given, note)
+        dims = instruction.dims()  # checks that the shapes agree
+        varying = {a.dims[0] for a, slot in instruction.arrays if slot.batched}
+        used = 0
+        for a in row.arrays:
+            if a.role == "work":  # offset within the scratch stretch, whose place is not known yet
+                slot = self.shaped("scratch", used, row.shape(a, dims), a.dims[0] in varying)
+                used += self.round_up(slot.size)
+                operands[a.name] = slot
+        missing = [
+            a.name
+            for a in row.arguments
+            if operands.get(a.name) is None and not (isinstance(a, Array) and a.optional)
+        ]
+        if missing or operands.keys() - {a.name for a in row.arguments}:
+            raise ValueError(
+                f"{kernel}: operands must be those of its row; missing {missing}, got {[*operands]}"
+            )
+        self.scratch_size = max(self.scratch_size, used)
+        self.instructions.append(
+            Instruction(kernel, tuple(operands.get(a.name) for a in row.arguments), note)
+        )
+
+    # Gradients
+
+    def gradient_slot(self, x: Value, reader: str, *, fused: bool) -> Slot:
+        """Add a slot for the gradient that `reader` sends to `x`.
+
+        `fused` promises that what goes there is multiplied by the derivative of `x.fusable`.
+        """
+        whole = x.uses == 1 and (fused or x.activation == "linear")
+        name = f"{x.name}.da" if whole else f"{reader}.dx"
+        slot = self.slot(name, x.slot.shape, batched=True)
+        x.gradients.append(slot)
+        x.fused = whole
+        return slot
+
+    def pass_gradient(self, x: Value, gradient: Slot) -> None:
+        """Send `x` a gradient that lies elsewhere: nothing is copied."""
+        if x.needs_gradient:
+            x.gradients.append(gradient)
+
+    def gradient(self, op: Op) -> Slot:
+        """Return the whole gradient of an op's output before its activation, as the op wants it."""
+        x = op.output
+        total = x.gradients[0]
+        whole = x.activation == "linear" or x.fused
+        for i, other in enumerate(x.gradients[1:], 1):
+            last = i == len(x.gradients) - 1 and whole
+            both = self.slot(f"{x.name}.da" if last else f"{x.name}.dy{i}", x.slot.shape, batched=True)
+            self.emit("branch_sum", "gradients of several readers added", x1=total, x2=other, y=both)
+            total = both
+        if not whole and not op.differentiates:
+            da = self.slot(f"{x.name}.da", x.slot.shape, batched=True)
+            self.emit("activation_backward", dy=total, y=x.slot, activation=x.activation, dx=da)
+            total = da
+        return total
+
+    def dense_update(self, x: Slot, da: Slot, w: Slot, b: Slot | None) -> None:
+        """Emit the gradient of a dense layer's parameters, applied at once where that is wanted."""
+        if not self.fused:
+            db = None if b is None else self.gradient_of[b.name]
+            self.emit("dense_weight_grad", x=x, da=da, dw=self.gradient_of[w.name], db=db)
+            return
+        states: dict[str, Slot | None] = {}
+        for state, slots in self.state_of.items():
+            states[f"{state}_w"] = slots[w.name]
+            states[f"{state}_b"] = None if b is None else slots[b.name]
+        assert self.optimizer.dense_kernel is not None
+        self.emit(
+            self.optimizer.dense_kernel,
+            "gradient and update in one",
+            x=x,
+            da=da,
+            w=w,
+            b=b,
+            **states,
+            **self.step(self.optimizer.dense_kernel),
+            **self.optimizer.constants,
+        )
+
+    def step(self, kernel: str) -> dict[str, Slot]:
+        """The number of updates done, for a kernel that asks for it."""
+        return {"step": STEP} if "step" in {a.name for a in KERNELS[kernel].arrays} else {}
+
+    def update(self, gradients: Slot, w: Slot, states: dict[str, Slot], note: str) -> None:
+        """Emit the update of a stretch of parameters from the stretch of their gradients."""
+        if self.optimizer.clip_norm is not None:
+            norm = self.slot("gradient_norm", (1,))
+            self.emit("clip_by_norm", max_norm=self.optimizer.clip_norm, g=gradients, norm=norm)
+        kernel = self.optimizer.kernel
+        step, constants = self.step(kernel), self.optimizer.constants
+        self.emit(kernel, note, g=gradients, w=w, **states, **step, **constants)
+
+    # All of it
+
+    def run(self) -> Program:
+        network, batch = self.network, self.batch_size
+        specs = network.parameters
+        # Parameters that no fused update changes come first, so that one instruction can.
+        dense = {
+            p.name for placed in network.layers if isinstance(placed.layer, Dense) for p in placed.parameters
+        }
+        fused = dense if self.fused else set()
+        learned = [p for p in specs if p.trainable]
+        learned.sort(key=lambda p: p.name in fused)
+        stored = [p for p in learned if p.name not in fused]
+        trainable, _ = self.stretch("trainable", [(p.name, p.shape) for p in learned])
+        statistics, _ = self.stretch("statistics", [(p.name, p.shape) for p in specs if p.statistic])
+        # Fixed parameters lie behind what a step reads and writes; most are never touched again.
+        self.stretch("fixed", [(p.name, p.shape) for p in specs if not (p.trainable or p.statistic)])
+        self.constraints |= {p.name: "nonnegative" for p in specs if p.statistic and p.name.endswith("_var")}
+
+        batch_value = x = Value("batch", self.rows("batch", network.input_shape))
+        if self.noise is not None:  # a name with a dot, as no layer has it
+            x = draw(self, "batch.noise", self.noise, x, 0)
+        code = self.chain(network.placed_encoder, x)
+        encoder, encoder_notes = len(self.ops), len(self.notes)
+        # A code may also come from outside, where nothing is known of its sign.
+        code.nonnegative = False
+        y = self.chain(network.placed_decoder, code)
+        y.uses += 1  # the loss
+        if y.activation == "sigmoid":
+            if self.loss.kernel == "bce" and y.uses == 1:
+                self.logits = y
+            if self.loss.kernel == "bce_with_logits":
+                raise ValueError(
+                    "loss bce_with_logits takes logits, and the output of the network ends with a sigmoid: "
+                    "use bce, which is fused with it, or a linear output"
+                )
+        ahead = {mode: self.forward(self.ops, mode) for mode in ("train", "evaluate")}
+        encode = self.forward(self.ops[:encoder], "infer")
+        decode = self.forward(self.ops[encoder:], "infer")
+        code_slot, output_slot = self.place(code), self.place(y)
+
+        self.slot("row_loss", (batch,), batched=True)
+        loss = self.slot("loss", (1,))
+        takes = self.logits is not None or "activation" in {
+            c.name for c in KERNELS[self.loss.kernel].constants
+        }
+        da = self.gradient_slot(y, "batch.loss", fused=takes)
+        target = self.slot("target", y.slot.shape, batched=True)
+        weight = self.slot("sample_weight", (batch,), batched=True)
+        for mode, instructions in ahead.items():
+            instructions += self.losing(y, mode, target=target, sample_weight=weight, da=da)
+
+        gradients, slots = self.stretch("gradients", [(f"{p.name}.grad", p.shape) for p in stored])
+        self.gradient_of = {p.name: slot for p, slot in zip(stored, slots, strict=True)}
+        states: dict[str, Slot] = {}
+        state_slots: dict[str, Slot] = {}
+        for state in self.optimizer.states:
+            whole, slots = self.stretch(state, [(f"{p.name}.{state}", p.shape) for p in learned])
+            self.state_of[state] = {p.name: slot for p, slot in zip(learned, slots, strict=True)}
+            state_slots |= {slot.name: slot for slot in slots}
+            if whole is not None:
+                states[state] = whole
+        self.mode, self.instructions = "train", []
+        for op in reversed(self.ops):
+            if op.output.needs_gradient:
+                op.backward(self, self.gradient(op))
+        if gradients is not None and trainable is not None:
+            note = "all parameters at once" if not fused else "all parameters outside dense layers at once"
+            first = {name: replace(s, shape=gradients.shape) for name, s in states.items()}
+            self.update(gradients, replace(trainable, shape=gradients.shape), first, note)
+        ahead["train"] += self.instructions
+
+        scratch = self.slot("scratch", (self.scratch_size,)) if self.scratch_size else None
+        if self.size * self.dtype.itemsize > MAX_ARENA_BYTES:
+            raise ValueError(
+                f"batch_size {batch} and the network's widths ask for an arena of "
+                f"{self.size * self.dtype.itemsize / 2**30:.0f} GiB; expected at most {MAX_ARENA_BYTES >> 30}"
+            )
+
+        def routine(
+            name: str,
+            parts: list[Instruction],
+            source: Slot,
+            notes: Sequence[str],
+            *,
+            own_target: bool = False,
+            weighted: bool = False,
+            output: Slot | None = None,
+        ) -> Routine:
+            def place(slot: Slot) -> Slot | None:
+                if scratch is not None and slot.name == scratch.name:
+                    return replace(slot, offset=slot.offset + scratch.offset)
+                if slot is weight and not weighted:
+                    return None
+                return source if slot is target and not own_target else slot
+
+            placed = [_map_slots(i, place) for i in parts]
+            check = next((n for n, i in enumerate(placed, 1) if i.kernel == "total"), 0)
+            return Routine(
+                name,
+                _with_barriers(placed, check),
+                source,
+                target if own_target else None,
+                output,
+                loss if check else None,
+                check,
+                name == "train" and bool(learned),
+                weight if weighted else None,
+                tuple(notes),
+                self.dtype.itemsize,
+            )
+
+        own_targets = (False, True) if y.slot.shape == batch_value.slot.shape else (True,)
+        losing = {
+            (name, own, weighted): routine(
+                name, parts, batch_value.slot, self.notes, own_target=own, weighted=weighted
+            )
+            for name, parts in ahead.items()
+            for own in own_targets
+            for weighted in (False, True)
+        }
+        inference = {
+            "encode": routine(
+                "encode", encode, batch_value.slot, self.notes[:encoder_notes], output=code_slot
+            ),
+            "decode": routine("decode", decode, code_slot, self.notes[encoder_notes:], output=output_slot),
+            "reconstruct": routine(
+                "reconstruct", encode + decode, batch_value.slot, self.notes, output=output_slot
+            ),
+        }
+        return Program(
+            network=network,
+            batch_size=batch,
+            loss=self.loss,
+            optimizer=self.optimizer,
+            dtype=self.dtype,
+            padded=self.padded,
+            noise=self.noise,
+            arena_size=self.size,
+            slots=self.slots,
+            routines={name: losing[name, False, False] for name in ahead if False in own_targets} | inference,
+            parameters=tuple(self.slots[p.name] for p in specs),
+            trainable=trainable,
+            statistics=statistics,
+            gradients=None if fused else gradients,
+            states=states,
+            state_slots=state_slots,
+            constraints=self.constraints,
+            needs_rows=2 if any(isinstance(op, BatchNormOp) for op in self.ops) else 1,
+            losing=losing,
+        )
+
+
+def _map_slots(instruction: Instruction, change: Callable[[Slot], Slot | None]) -> Instruction:
+    """Return the instruction with each of its slots changed."""
+    return replace(
+        instruction, operands=tuple(change(o) if isinstance(o, Slot) else o for o in instruction.operands)
+    )
+
+
+def _with_barriers(instructions: Sequence[Instruction], check: int) -> tuple[Instruction, ...]:
+    """Drop the barrier after an instruction where the next touches nothing written since the last one."""
+    done: list[Instruction] = []
+    read: list[tuple[int, int]] = []
+    written: list[tuple[int, int]] = []
+
+    def meets(slots: list[tuple[int, int]], others: list[tuple[int, int]]) -> bool:
+        return any(a < d and c < b for a, b in slots for c, d in others)
+
+    for i, instruction in enumerate(instructions):
+        arrays = instruction.arrays
+        reads = [(s.offset, s.offset + s.size) for a, s in arrays if a.role in ("in", "saved", "state")]
+        writes = [(s.offset, s.offset + s.size) for a, s in arrays if a.written]
+        # Thread 0 reads the loss after `check` instructions.
+        if i and (i == check or meets(reads, written) or meets(writes, read) or meets(writes, written)):
+            done[-1] = replace(done[-1], barrier=True)
+            read, written = [], []
+        read += reads
+        written += writes
+        done.append(replace(instruction, barrier=False))
+    if done:
+        done[-1] = replace(done[-1], barrier=True)
+    return tuple(done)
+
+
+def lower(
+    network: Network,
+    *,
+    batch_size: int,
+    loss: str | losses.Loss,
+    optimizer: str | optimizers.Optimizer,
+    dtype: npt.DTypeLike = "float32",
+    padded: bool = False,
+    fused_update: bool = False,
+    noise: GaussianNoise | MaskingNoise | None = None,
+) -> Program:
+    """Turn a network into a Program.
+
+    Parameters
+    ----------
+    network : Network
+        The declaration.
+    batch_size : int
+        Most rows of one batch, >= 1.
+    loss : str or Loss
+        What training makes small.
+    optimizer : str or Optimizer
+        How.
+    dtype : "float32" or "float64"
+        Of everything in the arena.
+    padded : bool
+        Round row strides of arrays of two or more dims up to 64 bytes.
+    fused_update : bool
+        Apply the gradient of a dense layer as it is computed, if the optimiser has a kernel for it
+        and clips nothing; those gradients are not stored then.
+    noise : GaussianNoise or MaskingNoise, optional
+        In training the network reads the batch with this noise, drawn anew for each batch; the loss
+        compares its output with the batch as it is, or with the target.
+
+    Returns
+    -------
+    Program
+
+    Raises
+    ------
+    ValueError
+        When an argument is not as stated, the loss does not fit the output, or the arena would be
+        absurdly large.
+    """
+    if not isinstance(network, Network):
+        raise ValueError(f"network must be a Network; got {network!r:.100}")
+    batch_size = positive_int("batch_size", batch_size)
+    try:
+        real = np.dtype(dtype)
+    except TypeError:
+        real = np.dtype(object)
+    if dtype is None or real not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"dtype must be float32 or float64; got {dtype!r}")
+    if noise is not None and not isinstance(noise, GaussianNoise | MaskingNoise):
+        raise ValueError(f"noise must be None, GaussianNoise or MaskingNoise; got {noise!r:.100}")
+    lowering = _Lowering(
+        network,
+        batch_size,
+        losses.resolve(loss),
+        optimizers.resolve(optimizer),
+        real,
+        padded,
+        fused_update,
+        noise,
+    )
+    return lowering.run()
