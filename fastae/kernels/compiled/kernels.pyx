@@ -396,7 +396,7 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
 cdef class Buffers:
     """Buffers held while compiled code uses them."""
 
-    cdef Py_buffer views[8]
+    cdef Py_buffer views[12]  # more than a run has arrays
     cdef int count
 
     cdef void* hold(self, object array, str name, str formats, Py_ssize_t size, bint writable) except? NULL:
