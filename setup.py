@@ -85,8 +85,9 @@ class BuildKernels(build_ext):
             copy = folder / f"{extension.name.rpartition('.')[2]}.pyx"
             write(copy, (SOURCE / "kernels.pyx").read_text())
             extension.sources = [str(copy)]
-        for extension, built in zip(self.extensions, cythonize(self.extensions, include_path=[str(folder)])):
-            extension.sources = built.sources
+        built = cythonize(self.extensions, include_path=[str(folder)])
+        for extension, compiled in zip(self.extensions, built, strict=True):
+            extension.sources = compiled.sources
         super().run()
 
 

@@ -189,7 +189,7 @@ def _row(
     source: str,
     **more,
 ) -> None:
-    arguments = (
+    arguments: tuple[Array | Constant, ...] = (
         *_arrays(inputs, "in"),
         *_arrays(saved, "saved"),
         *constants,
@@ -364,10 +364,11 @@ _row(
 
 
 def signature_hash() -> str:
-    """A hash of the names, kinds and order of all arguments: code generated from another table is recognised by it."""
+    """Hash the names, kinds and order of all arguments: code generated from another table shows by it."""
     rows = [
         (k.name, [(a.name, a.dims, a.optional) if isinstance(a, Array) else (a.name,) for a in k.arguments])
         for k in KERNELS.values()
     ]
     kinds = [[a.kind for a in k.arguments] for k in KERNELS.values()]
-    return hashlib.sha256(repr((rows, kinds, [(n, a.code) for n, a in ACTIVATIONS.items()])).encode()).hexdigest()
+    codes = [(name, a.code) for name, a in ACTIVATIONS.items()]
+    return hashlib.sha256(repr((rows, kinds, codes)).encode()).hexdigest()

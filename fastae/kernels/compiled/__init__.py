@@ -49,4 +49,5 @@ def describe() -> dict[str, str]:
     return {"instruction set": instruction_set, "compiler": _module.COMPILER}
 
 
-__all__ = ["FUSED_UPDATE", "PADDED", "VARIANTS", "Executor", "describe", "instruction_set", "prepare", *KERNELS]
+__all__ = ["FUSED_UPDATE", "PADDED", "VARIANTS", "Executor", "describe", "instruction_set", "prepare"]
+__all__ += KERNELS

@@ -270,7 +270,8 @@ cdef void sse(const real* y, const real* target, int activation, real* row_loss,
 cdef void mse(const real* y, const real* target, int activation, real* row_loss, real* da,
               Py_ssize_t n, Py_ssize_t m,
               Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    squared_error(y, target, activation, row_loss, da, n, m, pad, <real>(1.0 / (<double>n * <double>m)), part, parts)
+    squared_error(y, target, activation, row_loss, da, n, m, pad, <real>(1.0 / (<double>n * <double>m)),
+                  part, parts)
 
 
 cdef void total(const real* row_loss, real* loss, Py_ssize_t n,
@@ -393,6 +394,9 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
         start += count
 
 
+cdef int READABLE = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT
+
+
 cdef class Buffers:
     """Buffers held while compiled code uses them."""
 
@@ -400,11 +404,12 @@ cdef class Buffers:
     cdef int count
 
     cdef void* hold(self, object array, str name, str formats, Py_ssize_t size, bint writable) except? NULL:
-        """Address of a C-contiguous array of one of the given format letters and at least `size` elements."""
+        """Address of a C-contiguous array with one of the format letters and at least `size` elements."""
         cdef Py_buffer* view = &self.views[self.count]
         if array is None:
             return NULL
-        PyObject_GetBuffer(array, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0))
+        PyObject_GetBuffer(array, view,
+                           READABLE | (PyBUF_WRITABLE if writable else 0))
         self.count += 1
         if view.format == NULL or view.format.decode() not in formats:
             raise TypeError(f"{name}: expected a buffer of format {formats!r}, got {view.format!r}")
@@ -475,7 +480,8 @@ cdef class Executor:
             job.order = <const int64_t*>held.hold(order, "order", "lq", job.rows, False)
             if target is not None:
                 job.target_offset, job.target_columns = routine.target.offset, target.shape[1]
-                job.target = <const char*>held.hold(target, "target", kind, len(target) * job.target_columns, False)
+                job.target = <const char*>held.hold(target, "target", kind,
+                                                    len(target) * job.target_columns, False)
             if out is not None:
                 job.output_offset, job.output_columns = routine.output.offset, out.shape[1]
                 job.out = <char*>held.hold(out, "out", kind, job.rows * job.output_columns, True)
@@ -513,7 +519,8 @@ cdef class Executor:
         key = (id(routine), rows)
         found = self.codes.get(key)
         if found is None:
-            found = self.codes[key] = (routine.encode(rows), routine)  # the routine too: its id must stay its own
+            found = self.codes[key] = (routine.encode(rows),
+                                       routine)  # the routine too: its id must stay its own
         return found[0]
 
 
@@ -528,7 +535,7 @@ cdef class Kernel:
     """A kernel on arrays: takes the arguments of its row in the table, by position.
 
     Any C-contiguous buffers of float32 or of float64 will do. Shapes are compared with each other; a wrong
-    dtype or shape or a read-only output is an error before anything is written. See fastae.ops for the full checks.
+    dtype or shape or a read-only output is an error before anything is written. fastae.ops checks more.
     """
 
     cdef readonly str __name__
@@ -584,8 +591,7 @@ cdef class Kernel:
                     number = args[i]
                     memcpy(&operands[i], &number, sizeof(double))
                 else:
-                    PyObject_GetBuffer(args[i], &views[held],
-                                       PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (PyBUF_WRITABLE if self.written[i] else 0))
+                    PyObject_GetBuffer(args[i], &views[held], READABLE | (PyBUF_WRITABLE if self.written[i] else 0))
                     held += 1
                     letter = views[held - 1].format[0]
                     if self.kinds[i] == 1:
@@ -596,7 +602,8 @@ cdef class Kernel:
                     elif itemsize == 0:
                         itemsize = views[held - 1].itemsize
                     elif views[held - 1].itemsize != itemsize:
-                        self._refuse(i, f"the dtype of the other arrays ({8 * itemsize} bits)", views[held - 1].format)
+                        self._refuse(i, f"the dtype of the other arrays ({8 * itemsize} bits)",
+                                     views[held - 1].format)
                     if self.optional[i] and views[held - 1].len == 0:
                         operands[i] = -1
                         continue
@@ -610,7 +617,8 @@ cdef class Kernel:
                         elif dim[self.dims[i][j]] < 0:
                             dim[self.dims[i][j]] = value
                         elif dim[self.dims[i][j]] != value:
-                            self._refuse(i, f"{self.row.dims[self.dims[i][j]]} = {dim[self.dims[i][j]]}", value)
+                            self._refuse(i, f"{self.row.dims[self.dims[i][j]]} = {dim[self.dims[i][j]]}",
+                                         value)
                     operands[i] = <int64_t><uintptr_t>views[held - 1].buf
             for i in range(self.count):
                 if self.kinds[i] < 2 and operands[i] != -1:
@@ -632,7 +640,8 @@ cdef class Kernel:
 
 
 if TABLE_HASH != table_hash():
-    raise ImportError("fastae's compiled kernels were built from another kernel table; build and install fastae again")
+    raise ImportError(
+        "fastae's compiled kernels were built from another kernel table; build and install fastae again")
 
 KERNEL_OBJECTS = {row.name: Kernel(row, index) for index, row in enumerate(KERNELS.values())}
 
