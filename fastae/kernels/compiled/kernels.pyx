@@ -591,7 +591,8 @@ cdef class Kernel:
                     number = args[i]
                     memcpy(&operands[i], &number, sizeof(double))
                 else:
-                    PyObject_GetBuffer(args[i], &views[held], READABLE | (PyBUF_WRITABLE if self.written[i] else 0))
+                    PyObject_GetBuffer(args[i], &views[held],
+                                       READABLE | (PyBUF_WRITABLE if self.written[i] else 0))
                     held += 1
                     letter = views[held - 1].format[0]
                     if self.kinds[i] == 1:
