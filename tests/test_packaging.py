@@ -1,0 +1,89 @@
+"""What is installed: where from, with what files, and asking for what."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata, resources
+from pathlib import Path
+
+import pytest
+
+import fastae
+
+
+@pytest.fixture
+def requirements():
+    try:
+        return metadata.requires("fastae") or []
+    except metadata.PackageNotFoundError:
+        pytest.skip("fastae is imported from a checkout and not installed")
+
+
+def test_tests_run_against_the_installed_wheel():
+    installed = os.environ.get("FASTAE_TEST_INSTALLED")
+    if not installed:
+        pytest.skip("FASTAE_TEST_INSTALLED names the environment of the wheel; .ci/run sets it")
+    assert Path(fastae.__file__).resolve().is_relative_to(Path(installed).resolve())
+
+
+def test_version_is_the_same_everywhere(requirements):
+    assert metadata.version("fastae") == fastae.__version__
+
+
+@pytest.mark.parametrize("name", ["py.typed", "data/digits.npz", "data/digits.txt"])
+def test_package_data_is_there(name):
+    assert resources.files("fastae").joinpath(name).is_file()
+
+
+def test_attribution_is_complete():
+    text = (resources.files("fastae") / "data" / "digits.txt").read_text(encoding="utf-8")
+    for needed in ("Alpaydin", "Kaynak", "10.24432/C50P49", "Attribution 4.0", "Changes"):
+        assert needed in text
+
+
+def test_numpy_is_the_one_dependency(requirements):
+    assert [r for r in requirements if "extra ==" not in r] == ["numpy>=1.26"]
+
+
+def test_extras(requirements):
+    extras = {re.search(r"extra == ['\"](\w+)", r)[1] for r in requirements if "extra ==" in r}
+    assert extras == {"numba", "plots", "progress", "demo", "test", "bench", "lint", "all"}
+
+
+def test_command_starts_without_importing_numpy():
+    code = (
+        "import sys\n"
+        "from fastae.cli import main\n"
+        "try:\n"
+        "    main(['--version'])\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code\n"
+        "heavy = {'numpy', 'numba', 'scipy', 'matplotlib', 'sklearn', 'tqdm'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_readme_examples_run(tmp_path, monkeypatch, capsys):
+    readme = Path(__file__).resolve().parents[1] / "README.md"
+    if not readme.is_file():
+        pytest.skip("README.md is not beside the tests")
+    for name, reason in fastae.available_backends().items():
+        if reason is not None:
+            pytest.skip(f"the README uses every backend: {name}: {reason}")
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    try:
+        for block in re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL):
+            exec(compile(block, "README.md", "exec"), names)
+    finally:
+        fastae.set_backend(None)
+    printed = capsys.readouterr().out
+    assert "numpy" in printed
+    assert "dense_forward" in printed
+    assert names["codes"].shape == (297, 32)
+    assert names["history"].loss[-1] < 0.0012
+    assert names["history"].val_loss[-1] < 0.0013
+    assert (tmp_path / "learning-curve.png").is_file()
