@@ -43,7 +43,7 @@ def instructions(table) -> str:
                     const = "" if a.written else "const "
                     arguments.append(f"<{const}{pointer}*>at(arena, o[{i}], sizeof({ctype}))")
                 else:
-                    arguments.append(f"as_double(o[{i}])" if a.kind == "real" else f"<int>o[{i}]")
+                    arguments.append(f"as_double(o[{i}])" if a.kind == "real" else f"o[{i}]")
             first = len(kernel.arguments)
             arguments += [f"o[{first + i}]" for i in range(len(kernel.dims))]
             lines += [

@@ -72,6 +72,8 @@ cdef extern from "team.h" nogil:
     ctypedef struct Barrier:
         pass
     void barrier_wait(Barrier* barrier, Py_ssize_t parts)
+    uint64_t flush_denormals()
+    void restore_denormals(uint64_t before)
 
 ctypedef fused real:
     float
@@ -883,11 +885,14 @@ cdef class Executor:
         """Take part in a run (a thread of the team)."""
         cdef Job* shared = <Job*>job
         cdef Py_ssize_t parts = self.n_threads
+        cdef uint64_t before
         with nogil:
+            before = flush_denormals()
             if self.single:
                 run_batches(shared, <float*>shared.arena, part, parts)
             else:
                 run_batches(shared, <double*>shared.arena, part, parts)
+            restore_denormals(before)
 
     cdef object _code(self, routine, Py_ssize_t rows):
         key = (id(routine), rows)
