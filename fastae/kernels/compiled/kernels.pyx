@@ -898,8 +898,10 @@ cdef class Executor:
         key = (id(routine), rows)
         found = self.codes.get(key)
         if found is None:
-            found = self.codes[key] = (routine.encode(rows),
-                                       routine)  # the routine too: its id must stay its own
+            if len(self.codes) >= 64:  # schedules bring a new routine for each rate
+                self.codes.clear()
+            # the routine too: its id must stay its own
+            found = self.codes[key] = (routine.encode(rows), routine)
         return found[0]
 
 
