@@ -9,29 +9,32 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+from types import ModuleType
 
 from fastae.kernels.table import KERNELS
 
 PADDED = True
 FUSED_UPDATE = True
 
-#: Instruction sets, best first, and the extension module of each.
-VARIANTS = (
-    {"x86-64-v4": "_x86_64_v4", "x86-64-v3": "_x86_64_v3", "x86-64": "_baseline"}
+#: Instruction sets, best first: the level a processor must have, and the extension module.
+VARIANTS: dict[str, tuple[int, str]] = (
+    {"x86-64-v4": (4, "_x86_64_v4"), "x86-64-v3": (3, "_x86_64_v3"), "x86-64": (1, "_baseline")}
     if platform.machine().lower() in ("x86_64", "amd64")
-    else {platform.machine().lower(): "_baseline"}
+    else {platform.machine().lower(): (1, "_baseline")}
 )
 
 
-def _choose():
+def _choose() -> tuple[str, ModuleType]:
+    """Choose a variant; a module that this processor cannot run is not even imported."""
+    level = importlib.import_module(f"{__name__}._baseline").cpu_level()
+    possible = [name for name, (needed, _) in VARIANTS.items() if needed <= level]
     forced = os.environ.get("FASTAE_ISA")
     if forced and forced not in VARIANTS:
         raise ValueError(f"FASTAE_ISA: expected one of {', '.join(VARIANTS)}, got {forced!r}")
-    for name in [forced] if forced else VARIANTS:
-        module = importlib.import_module(f"{__name__}.{VARIANTS[name]}")
-        if module.supported():
-            return name, module
-    raise ImportError(f"FASTAE_ISA: this processor has no {forced}")
+    if forced and forced not in possible:
+        raise RuntimeError(f"FASTAE_ISA: this processor has {', '.join(possible)}, got {forced!r}")
+    name = forced or possible[0]
+    return name, importlib.import_module(f"{__name__}.{VARIANTS[name][1]}")
 
 
 instruction_set, _module = _choose()

@@ -20,8 +20,10 @@
 #define STATIC static __attribute__((unused))
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define UNROLL _Pragma("GCC unroll 32")
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (VI){__VA_ARGS__}) /* GCC 11 has no other */
 #endif
 
 /* Codes of the activations, as in table.py (a test compares them), and of the losses. */
@@ -147,15 +149,20 @@ static const double INVERSE_FACTORIAL[] = {
 #undef REAL_BITS
 #undef F
 
-/* Does this processor (and its system) have what this file was compiled for? */
-static int cpu_supported(void)
+/* The x86-64 level of this processor and its system (1, 3 or 4), elsewhere 1. Asked of the module that is built for
+ * every processor, before another is loaded: its very initialisation may use what the processor lacks. The other
+ * features of a level came to every processor no later than those asked for. */
+static int cpu_level(void)
 {
-#if defined(__AVX512F__)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-#elif defined(__AVX2__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+#if defined(__x86_64__)
+    if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+          __builtin_cpu_supports("bmi2")))
+        return 1;
+    if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+          __builtin_cpu_supports("avx512vl")))
+        return 3;
+    return 4;
 #else
     return 1;
 #endif

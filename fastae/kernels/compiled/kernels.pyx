@@ -17,6 +17,7 @@ from cpython.buffer cimport (
 )
 
 import threading
+from types import SimpleNamespace
 
 cdef extern from "kernels.h" nogil:
     const int VECTOR_BYTES, TILE_COLUMNS, DOT_ROWS
@@ -27,7 +28,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct Update_f64:
         Py_ssize_t first, second
     int tile_rows(int vectors)
-    int cpu_supported()
+    int c_cpu_level "cpu_level" ()
 
     void outer_f32(const float* a, Py_ssize_t a_row, Py_ssize_t a_step, const float* b, Py_ssize_t b_step,
                    Py_ssize_t steps, const float* bias, float* c, Py_ssize_t c_row,
@@ -72,6 +73,8 @@ cdef extern from "team.h" nogil:
     ctypedef struct Barrier:
         pass
     void barrier_wait(Barrier* barrier, Py_ssize_t parts)
+    bint wait_for_start(const int64_t* start)
+    void decide_start(int64_t* start, int64_t decided)
     uint64_t flush_denormals()
     void restore_denormals(uint64_t before)
 
@@ -770,19 +773,27 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
 cdef int READABLE = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT
 
 
-cdef class Buffers:
-    """Buffers held while compiled code uses them."""
+cdef class Run:
+    """One run: its job, and the buffers held as long as any thread may use them."""
 
+    cdef Job job
+    cdef Barrier barrier
+    cdef int64_t own_control[8]
+    cdef int64_t start
+    cdef bint single
+    cdef Py_ssize_t parts
     cdef Py_buffer views[12]  # more than a run has arrays
     cdef int count
+
+    def __cinit__(self):
+        self.job.barrier = &self.barrier
 
     cdef void* hold(self, object array, str name, str formats, Py_ssize_t size, bint writable) except? NULL:
         """Address of a C-contiguous array with one of the format letters and at least `size` elements."""
         cdef Py_buffer* view = &self.views[self.count]
         if array is None:
             return NULL
-        PyObject_GetBuffer(array, view,
-                           READABLE | (PyBUF_WRITABLE if writable else 0))
+        PyObject_GetBuffer(array, view, READABLE | (PyBUF_WRITABLE if writable else 0))
         self.count += 1
         if view.format == NULL or view.format.decode() not in formats:
             raise TypeError(f"{name}: expected a buffer of format {formats!r}, got {view.format!r}")
@@ -790,13 +801,28 @@ cdef class Buffers:
             raise ValueError(f"{name}: expected at least {size} elements, got {view.len // view.itemsize}")
         return view.buf
 
-    cdef void release(self):
+    def __dealloc__(self):
         while self.count > 0:
             self.count -= 1
             PyBuffer_Release(&self.views[self.count])
 
-    def __dealloc__(self):
-        self.release()
+    def enter(self, Py_ssize_t part):
+        """Take part, as one thread of the team; part 0 lets the others begin."""
+        cdef uint64_t before
+        with nogil:
+            if part == 0:
+                decide_start(&self.start, 1)
+            if wait_for_start(&self.start):
+                before = flush_denormals()
+                if self.single:
+                    run_batches(&self.job, <float*>self.job.arena, part, self.parts)
+                else:
+                    run_batches(&self.job, <double*>self.job.arena, part, self.parts)
+                restore_denormals(before)
+
+    def send_home(self):
+        """Let the threads that have been started end: the run does not take place."""
+        decide_start(&self.start, -1)
 
 
 cdef class Executor:
@@ -809,7 +835,12 @@ cdef class Executor:
     arena : ndarray of shape (program.arena_size,)
         The memory it runs in; kept alive by the executor.
     n_threads : int
-        Threads that share each instruction. The result has the same bits for any number.
+        Threads that share each instruction, at least 1. The result has the same bits for any number.
+
+    Raises
+    ------
+    ValueError
+        If `n_threads` is less than 1.
     """
 
     cdef readonly object program, arena
@@ -819,6 +850,8 @@ cdef class Executor:
     cdef Py_ssize_t pad
 
     def __init__(self, program, arena, n_threads=1):
+        if n_threads < 1:
+            raise ValueError(f"n_threads: expected at least 1, got {n_threads}")
         self.program = program
         self.arena = arena
         self.n_threads = n_threads
@@ -828,71 +861,52 @@ cdef class Executor:
 
     def run(self, routine, data, target, order, *, weights=None, losses=None, out=None, control=None):
         """Run `routine` over the rows of `data` (see the executor protocol in fastae.executor)."""
-        cdef Job job
-        cdef Barrier barrier
-        cdef int64_t own_control[8]
-        cdef Buffers held = Buffers()
-        cdef Py_ssize_t size = self.program.arena_size, part
+        cdef Run run = Run()
+        cdef Job* job = &run.job
         cdef str kind = "f" if self.single else "d"
-        cdef void* base
-        memset(&job, 0, sizeof(job))
-        memset(&barrier, 0, sizeof(barrier))
-        memset(own_control, 0, sizeof(own_control))
+        run.single = self.single
+        run.parts = self.n_threads
         job.batch = self.program.batch_size
         job.rows = len(data) if order is None else len(order)
+        job.arena = run.hold(self.arena, "arena", kind, self.program.arena_size, True)
         code = self._code(routine, job.batch)
         tail = self._code(routine, job.rows % job.batch) if job.rows % job.batch else None
+        job.code = <const int64_t*>run.hold(code, "code", "lq", 0, False)
+        job.tail_code = <const int64_t*>run.hold(tail, "code", "lq", 0, False)
+        job.instructions, job.width = code.shape
+        job.check = routine.check
+        job.input_offset, job.input_columns = routine.input.offset, data.shape[1]
+        job.data = <const char*>run.hold(data, "data", kind, len(data) * job.input_columns, False)
+        job.order = <const int64_t*>run.hold(order, "order", "lq", job.rows, False)
+        if target is not None:
+            job.target_offset, job.target_columns = routine.target.offset, target.shape[1]
+            job.target = <const char*>run.hold(
+                target, "target", kind, len(target) * job.target_columns, False)
+        if weights is not None:
+            job.weight_offset = routine.weight.offset
+            job.weights = <const char*>run.hold(weights, "weights", kind, len(data), False)
+        if out is not None:
+            job.output_offset, job.output_columns = routine.output.offset, out.shape[1]
+            job.out = <char*>run.hold(out, "out", kind, job.rows * job.output_columns, True)
+        if routine.loss is not None:
+            job.loss_offset = routine.loss.offset
+        job.losses = <double*>run.hold(losses, "losses", "d", -(-job.rows // job.batch), True)
+        job.control = <int64_t*>run.hold(control, "control", "lq", 8, True)
+        if job.control == NULL:
+            job.control = run.own_control
+        job.control[1], job.control[2] = 0, -1
+        job.trains = routine.trains
+        job.pad = self.pad
+        team = [threading.Thread(target=run.enter, args=(part,)) for part in range(1, self.n_threads)]
         try:
-            job.arena = base = held.hold(self.arena, "arena", kind, size, True)
-            job.code = <const int64_t*>held.hold(code, "code", "lq", 0, False)
-            job.tail_code = <const int64_t*>held.hold(tail, "code", "lq", 0, False)
-            job.instructions, job.width = code.shape
-            job.check = routine.check
-            job.input_offset, job.input_columns = routine.input.offset, data.shape[1]
-            job.data = <const char*>held.hold(data, "data", kind, len(data) * job.input_columns, False)
-            job.order = <const int64_t*>held.hold(order, "order", "lq", job.rows, False)
-            if target is not None:
-                job.target_offset, job.target_columns = routine.target.offset, target.shape[1]
-                job.target = <const char*>held.hold(target, "target", kind,
-                                                    len(target) * job.target_columns, False)
-            if weights is not None:
-                job.weight_offset = routine.weight.offset
-                job.weights = <const char*>held.hold(weights, "weights", kind, len(data), False)
-            if out is not None:
-                job.output_offset, job.output_columns = routine.output.offset, out.shape[1]
-                job.out = <char*>held.hold(out, "out", kind, job.rows * job.output_columns, True)
-            if routine.loss is not None:
-                job.loss_offset = routine.loss.offset
-            job.losses = <double*>held.hold(losses, "losses", "d", -(-job.rows // job.batch), True)
-            job.control = <int64_t*>held.hold(control, "control", "lq", 8, True)
-            if job.control == NULL:
-                job.control = own_control
-            job.control[1], job.control[2] = 0, -1
-            job.trains = routine.trains
-            job.pad = self.pad
-            job.barrier = &barrier
-            team = [threading.Thread(target=self._enter, args=(<uintptr_t>&job, part))
-                    for part in range(1, self.n_threads)]
             for thread in team:
                 thread.start()
-            self._enter(<uintptr_t>&job, 0)
-            for thread in team:
-                thread.join()
-        finally:
-            held.release()
-
-    def _enter(self, uintptr_t job, Py_ssize_t part):
-        """Take part in a run (a thread of the team)."""
-        cdef Job* shared = <Job*>job
-        cdef Py_ssize_t parts = self.n_threads
-        cdef uint64_t before
-        with nogil:
-            before = flush_denormals()
-            if self.single:
-                run_batches(shared, <float*>shared.arena, part, parts)
-            else:
-                run_batches(shared, <double*>shared.arena, part, parts)
-            restore_denormals(before)
+        except BaseException:
+            run.send_home()
+            raise
+        run.enter(0)
+        for thread in team:
+            thread.join()
 
     cdef object _code(self, routine, Py_ssize_t rows):
         key = (id(routine), rows)
@@ -929,6 +943,7 @@ cdef class Kernel:
     cdef int optional[24]
     cdef int ranks[24]
     cdef int dims[24][4]      # position among the dims, or -1 - size for a fixed one
+    cdef Py_ssize_t activation, saved  # places of the activation and of an optional saved array, or -1
 
     def __init__(self, row, Py_ssize_t index):
         self.row = row
@@ -939,16 +954,23 @@ cdef class Kernel:
         self.count = len(row.arguments)
         names = row.dims
         self.n_dims = len(names)
+        if self.count > 24 or self.count + self.n_dims > 32 or any(len(a.dims) > 4 for a in row.arrays):
+            raise ValueError(f"{row.name}: more arguments or dims than a call has room for")
+        self.activation = self.saved = -1
         for i, a in enumerate(row.arguments):
             if isinstance(a, Array):
                 self.kinds[i] = 1 if a.kind == "index" else 0
                 self.written[i] = a.written
                 self.optional[i] = a.optional
                 self.ranks[i] = len(a.dims)
+                if a.optional and a.role == "saved":
+                    self.saved = i
                 for j, d in enumerate(a.dims):
                     self.dims[i][j] = -1 - int(d) if d.isdigit() else names.index(d)
             else:
                 self.kinds[i] = 3 if a.kind == "real" else 2
+                if a.kind == "activation":
+                    self.activation = i
 
     def __repr__(self):
         return f"<cython kernel {self.__name__}>"
@@ -1002,6 +1024,14 @@ cdef class Kernel:
                             self._refuse(i, f"{self.row.dims[self.dims[i][j]]} = {dim[self.dims[i][j]]}",
                                          value)
                     operands[i] = <int64_t><uintptr_t>views[held - 1].buf
+            for i in range(self.n_dims):
+                if dim[i] < 1:
+                    raise ValueError(
+                        f"{self.__name__}: {self.row.dims[i]}: expected at least 1, got {max(dim[i], 0)}")
+            if self.row.derived:
+                self._check_derived(args, [dim[i] for i in range(self.n_dims)])
+            if self.saved >= 0 and operands[self.saved] == -1 and operands[self.activation] != LINEAR:
+                self._refuse(self.saved, "an array, which the derivative of the activation needs", "none")
             for i in range(self.count):
                 if self.kinds[i] < 2 and operands[i] != -1:
                     if operands[i] % itemsize:
@@ -1016,13 +1046,21 @@ cdef class Kernel:
             for i in range(held):
                 PyBuffer_Release(&views[i])
 
+    cdef object _check_derived(self, tuple args, list sizes):
+        known = dict(zip(self.row.dims, sizes))
+        constants = {a.name: v for a, v in zip(self.row.arguments, args) if not isinstance(a, Array)}
+        for name, rule in self.row.derived.items():
+            expected = rule(SimpleNamespace(**known, **constants))
+            if known[name] != expected:
+                raise ValueError(f"{self.__name__}: {name}: expected {expected}, got {known[name]}")
+
     cdef object _refuse(self, Py_ssize_t i, str expected, given):
         given = given.decode() if isinstance(given, bytes) else given
         raise ValueError(f"{self.__name__}: {self.row.arguments[i].name}: expected {expected}, got {given}")
 
 
 if TABLE_HASH != table_hash():
-    raise ImportError(
+    raise RuntimeError(
         "fastae's compiled kernels were built from another kernel table; build and install fastae again")
 
 KERNEL_OBJECTS = {row.name: Kernel(row, index) for index, row in enumerate(KERNELS.values())}
@@ -1041,6 +1079,6 @@ cdef extern from *:
 COMPILER = FASTAE_COMPILER.decode()
 
 
-def supported():
-    """Whether this processor has the instruction set of this module."""
-    return bool(cpu_supported())
+def cpu_level():
+    """The x86-64 level of this processor: 1, 3 or 4 (1 on other machines)."""
+    return c_cpu_level()

@@ -53,6 +53,24 @@ typedef struct {
     int64_t round;
 } Barrier;
 
+/* What the first thread has decided: 1 all are there, go; -1 not all could be started, go home; 0 wait. */
+static inline int wait_for_start(const int64_t *start)
+{
+    int64_t decided;
+    for (int spins = 0; (decided = __atomic_load_n(start, __ATOMIC_ACQUIRE)) == 0;) {
+        if (++spins < FASTAE_SPINS)
+            FASTAE_PAUSE();
+        else
+            FASTAE_YIELD();
+    }
+    return decided > 0;
+}
+
+static inline void decide_start(int64_t *start, int64_t decided)
+{
+    __atomic_store_n(start, decided, __ATOMIC_RELEASE);
+}
+
 /* Spin for a moment, then give the processor away: more threads than processors slow down and do not stop. */
 static inline void barrier_wait(Barrier *barrier, Py_ssize_t parts)
 {
