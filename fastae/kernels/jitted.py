@@ -42,7 +42,21 @@ from fastae.kernels.jitted_maths import (
     rank,
     root,
 )
-from fastae.kernels.jitted_runtime import OPTIONS, REALS, STAMP, at, cache_works, compiled, copy, gemm, share
+from fastae.kernels.jitted_runtime import (
+    OPTIONS,
+    REALS,
+    ROOM,
+    STAMP,
+    at,
+    cache_works,
+    compiled,
+    copy,
+    gemm,
+    room,
+    row_of,
+    share,
+    window,
+)
 from fastae.kernels.table import KERNELS, Array, Kernel
 
 # isort: split
@@ -57,7 +71,7 @@ _GRAIN = 1 << 19
 _MOST_BLOCKS = 8
 _NARROWEST = 64
 
-_PANEL = 256  # columns that batch normalisation works on at a time, so that they stay in cache
+_PANEL = ROOM  # columns that batch normalisation works on at a time, so that they stay in cache
 
 
 def prepare(array: np.ndarray) -> np.ndarray:
@@ -257,9 +271,9 @@ def _dense_forward(x, w, b, activation, y, part, parts):
         start, stop = _edge(m, block, blocks), _edge(m, block + 1, blocks)
         gemm(n, stop - start, k, x, k, False, w[:, start:], m, False, y[:, start:], m)
         for i in range(n):
-            row = y[i, start:stop]
+            row = window(y, i * m + start, stop - start)
             if b.size:
-                _add(row, b[start:stop])
+                _add(row, window(b, start, stop - start))
             _activate(row, activation)
 
 
@@ -273,21 +287,24 @@ def _dense_input_grad(da, w, x, activation, dx, part, parts):
         gemm(n, stop - start, m, da, m, False, w[start:], m, True, dx[:, start:], k)
         if activation and x.size:
             for i in range(n):
-                _differentiate(dx[i, start:stop], x[i, start:stop], activation)
+                first, size = i * k + start, stop - start
+                _differentiate(window(dx, first, size), window(x, first, size), activation)
 
 
 @njit(**OPTIONS)
-def _column_sums(da, sums, start):
-    """sums = sum_n da, from column `start` on; four rows at a time: fewer roundings, fewer passes."""
-    n = da.shape[0]
-    copy(da[0, start:], sums)
+def _column_sums(da, sums, left):
+    """sums = sum_n da, from column `left` on; four rows at a time: fewer roundings, fewer passes."""
+    n, m = da.shape
+    size = sums.size
     whole = 1 + (n - 1) // 4 * 4
-    for i in range(1, whole, 4):
-        a, b, c, d = da[i, start:], da[i + 1, start:], da[i + 2, start:], da[i + 3, start:]
-        for j in range(sums.size):
+    copy(window(da, left, size), sums)
+    for first in range(left + m, left + whole * m, 4 * m):
+        a, b = window(da, first, size), window(da, first + m, size)
+        c, d = window(da, first + 2 * m, size), window(da, first + 3 * m, size)
+        for j in range(size):
             sums[j] += (a[j] + b[j]) + (c[j] + d[j])
     for i in range(whole, n):
-        _add(sums, da[i, start:])
+        _add(sums, window(da, i * m + left, size))
 
 
 @njit(**OPTIONS)
@@ -300,7 +317,7 @@ def _dense_weight_grad(x, da, dw, db, part, parts):
         gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
     if db.size:
         start, stop = share(m, part, parts)
-        _column_sums(da, db[start:stop], start)
+        _column_sums(da, window(db, start, stop - start), start)
 
 
 @njit(**OPTIONS)
@@ -312,8 +329,8 @@ def _dense_sgd(x, da, learning_rate, weight_decay, dw, w, b, part, parts):
     for block in range(*share(blocks, part, parts)):
         start, stop = _edge(k, block, blocks), _edge(k, block + 1, blocks)
         gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
-        for c in range(start, stop):
-            _descend(w[c], dw[c], rate, decay)
+        first, size = start * m, (stop - start) * m
+        _descend(window(w, first, size), window(dw, first, size), rate, decay)
     if b.size:
         for j in range(*share(m, part, parts)):
             total = w.dtype.type(0)
@@ -351,12 +368,15 @@ def _dense_adam(
     for block in range(*share(blocks, part, parts)):
         start, stop = _edge(k, block, blocks), _edge(k, block + 1, blocks)
         gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
-        for c in range(start, stop):
-            _adapt(w[c], dw[c], exp_avg_w[c], exp_avg_sq_w[c], *how)
+        first, size = start * m, (stop - start) * m
+        mean, square = window(exp_avg_w, first, size), window(exp_avg_sq_w, first, size)
+        _adapt(window(w, first, size), window(dw, first, size), mean, square, *how)
     if b.size:
         start, stop = share(m, part, parts)
-        _column_sums(da, db[start:stop], start)
-        _adapt(b[start:stop], db[start:stop], exp_avg_b[start:stop], exp_avg_sq_b[start:stop], *how)
+        _column_sums(da, window(db, start, stop - start), start)
+        size = stop - start
+        mean, square = window(exp_avg_b, start, size), window(exp_avg_sq_b, start, size)
+        _adapt(window(b, start, size), window(db, start, size), mean, square, *how)
 
 
 @njit(**OPTIONS)
@@ -364,8 +384,8 @@ def _dense_backward(dy, x, w, y, activation, da, dx, dw, db, part, parts):
     if part:  # the products need all of da: the pieces of this kernel are what a team runs
         return
     for i in range(dy.shape[0]):
-        copy(dy[i], da[i])
-        _differentiate(da[i], y[i], activation)
+        copy(row_of(dy, i), row_of(da, i))
+        _differentiate(row_of(da, i), row_of(y, i), activation)
     _dense_input_grad(da, w, x[:0], 0, dx, 0, 1)
     _dense_weight_grad(x, da, dw, db, 0, 1)
 
@@ -373,21 +393,21 @@ def _dense_backward(dy, x, w, y, activation, da, dx, dw, db, part, parts):
 @njit(**OPTIONS)
 def _activation_forward(x, activation, y, part, parts):
     for i in range(*share(x.shape[0], part, parts)):
-        copy(x[i], y[i])
-        _activate(y[i], activation)
+        copy(row_of(x, i), row_of(y, i))
+        _activate(row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
 def _activation_backward(dy, y, activation, dx, part, parts):
     for i in range(*share(dy.shape[0], part, parts)):
-        copy(dy[i], dx[i])
-        _differentiate(dx[i], y[i], activation)
+        copy(row_of(dy, i), row_of(dx, i))
+        _differentiate(row_of(dx, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
 def _subsample_forward(x, stride, y, part, parts):
     for i in range(*share(y.shape[0], part, parts)):
-        row, source = y[i], x[i]
+        row, source = row_of(y, i), row_of(x, i)
         for j in range(row.size):
             row[j] = source[stride * j]
 
@@ -395,7 +415,7 @@ def _subsample_forward(x, stride, y, part, parts):
 @njit(**OPTIONS)
 def _subsample_backward(dy, stride, dx, part, parts):
     for i in range(*share(dx.shape[0], part, parts)):
-        row, source = dx[i], dy[i]
+        row, source = row_of(dx, i), row_of(dy, i)
         row[:] = 0
         for j in range(source.size):
             row[stride * j] = source[j]
@@ -404,7 +424,7 @@ def _subsample_backward(dy, stride, dx, part, parts):
 @njit(**OPTIONS)
 def _branch_sum(x1, x2, y, part, parts):
     for i in range(*share(y.shape[0], part, parts)):
-        row, a, b = y[i], x1[i], x2[i]
+        row, a, b = row_of(y, i), row_of(x1, i), row_of(x2, i)
         for j in range(row.size):
             row[j] = a[j] + b[j]
 
@@ -420,8 +440,8 @@ def _sse(y, target, sample_weight, activation, row_loss, da, part, parts):
     two = y.dtype.type(2)
     for i in range(*share(y.shape[0], part, parts)):
         weight = _weight(y, sample_weight, i)
-        row_loss[i] = weight * _squared_error(y[i], target[i], da[i], two * weight)
-        _differentiate(da[i], y[i], activation)
+        row_loss[i] = weight * _squared_error(row_of(y, i), row_of(target, i), row_of(da, i), two * weight)
+        _differentiate(row_of(da, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -429,8 +449,8 @@ def _mse(y, target, sample_weight, activation, row_loss, da, part, parts):
     two, count = y.dtype.type(2), y.dtype.type(y.size)
     for i in range(*share(y.shape[0], part, parts)):
         factor = _weight(y, sample_weight, i) / count
-        row_loss[i] = factor * _squared_error(y[i], target[i], da[i], two * factor)
-        _differentiate(da[i], y[i], activation)
+        row_loss[i] = factor * _squared_error(row_of(y, i), row_of(target, i), row_of(da, i), two * factor)
+        _differentiate(row_of(da, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -438,8 +458,8 @@ def _mae(y, target, sample_weight, activation, row_loss, da, part, parts):
     count = y.dtype.type(y.size)
     for i in range(*share(y.shape[0], part, parts)):
         factor = _weight(y, sample_weight, i) / count
-        row_loss[i] = factor * _absolute_error(y[i], target[i], da[i], factor)
-        _differentiate(da[i], y[i], activation)
+        row_loss[i] = factor * _absolute_error(row_of(y, i), row_of(target, i), row_of(da, i), factor)
+        _differentiate(row_of(da, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -447,8 +467,8 @@ def _huber(y, target, sample_weight, activation, delta, row_loss, da, part, part
     count, bound = y.dtype.type(y.size), y.dtype.type(delta)
     for i in range(*share(y.shape[0], part, parts)):
         factor = _weight(y, sample_weight, i) / count
-        row_loss[i] = factor * _huber_error(y[i], target[i], da[i], factor, bound)
-        _differentiate(da[i], y[i], activation)
+        row_loss[i] = factor * _huber_error(row_of(y, i), row_of(target, i), row_of(da, i), factor, bound)
+        _differentiate(row_of(da, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -456,8 +476,8 @@ def _bce(y, target, sample_weight, activation, row_loss, da, part, parts):
     count = y.dtype.type(y.size)
     for i in range(*share(y.shape[0], part, parts)):
         factor = _weight(y, sample_weight, i) / count
-        row_loss[i] = factor * _cross_entropy(y[i], target[i], da[i], factor)
-        _differentiate(da[i], y[i], activation)
+        row_loss[i] = factor * _cross_entropy(row_of(y, i), row_of(target, i), row_of(da, i), factor)
+        _differentiate(row_of(da, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -465,7 +485,9 @@ def _bce_with_logits(logits, target, sample_weight, row_loss, da, part, parts):
     count = logits.dtype.type(logits.size)
     for i in range(*share(logits.shape[0], part, parts)):
         factor = _weight(logits, sample_weight, i) / count
-        row_loss[i] = factor * _cross_entropy_of_logits(logits[i], target[i], da[i], factor)
+        row_loss[i] = factor * _cross_entropy_of_logits(
+            row_of(logits, i), row_of(target, i), row_of(da, i), factor
+        )
 
 
 @njit(**OPTIONS)
@@ -480,7 +502,8 @@ def _total(row_loss, loss, part, parts):
 @njit(**OPTIONS)
 def _sgd(g, learning_rate, weight_decay, w, part, parts):
     start, stop = share(w.size, part, parts)
-    _descend(w[start:stop], g[start:stop], w.dtype.type(learning_rate), w.dtype.type(weight_decay))
+    rate, decay = w.dtype.type(learning_rate), w.dtype.type(weight_decay)
+    _descend(window(w, start, stop - start), window(g, start, stop - start), rate, decay)
 
 
 @njit(**OPTIONS)
@@ -488,8 +511,9 @@ def _momentum(g, learning_rate, momentum, nesterov, weight_decay, w, velocity, p
     real = w.dtype.type
     rate, kept, decay = real(learning_rate), real(momentum), real(weight_decay)
     start, stop = share(w.size, part, parts)
-    w, g, velocity = w[start:stop], g[start:stop], velocity[start:stop]
-    for j in range(w.size):
+    size = stop - start
+    w, g, velocity = window(w, start, size), window(g, start, size), window(velocity, start, size)
+    for j in range(size):
         slope = g[j] + decay * w[j]
         speed = kept * velocity[j] + slope
         velocity[j] = speed
@@ -514,7 +538,9 @@ def _adam(
 ):
     start, stop = share(w.size, part, parts)
     how = (step[0] + 1, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
-    _adapt(w[start:stop], g[start:stop], exp_avg[start:stop], exp_avg_sq[start:stop], *how)
+    size = stop - start
+    mean, square = window(exp_avg, start, size), window(exp_avg_sq, start, size)
+    _adapt(window(w, start, size), window(g, start, size), mean, square, *how)
 
 
 @njit(**OPTIONS)
@@ -523,8 +549,9 @@ def _rmsprop(g, learning_rate, alpha, epsilon, weight_decay, w, square_avg, part
     rate, least, decay = real(learning_rate), real(epsilon), real(weight_decay)
     kept, new = real(alpha), real(1 - alpha)
     start, stop = share(w.size, part, parts)
-    w, g, square_avg = w[start:stop], g[start:stop], square_avg[start:stop]
-    for j in range(w.size):
+    size = stop - start
+    w, g, square_avg = window(w, start, size), window(g, start, size), window(square_avg, start, size)
+    for j in range(size):
         slope = g[j] + decay * w[j]
         square = kept * square_avg[j] + new * slope * slope
         square_avg[j] = square
@@ -536,8 +563,9 @@ def _adagrad(g, learning_rate, epsilon, weight_decay, w, square_sum, part, parts
     real = w.dtype.type
     rate, least, decay = real(learning_rate), real(epsilon), real(weight_decay)
     start, stop = share(w.size, part, parts)
-    w, g, square_sum = w[start:stop], g[start:stop], square_sum[start:stop]
-    for j in range(w.size):
+    size = stop - start
+    w, g, square_sum = window(w, start, size), window(g, start, size), window(square_sum, start, size)
+    for j in range(size):
         slope = g[j] + decay * w[j]
         square = square_sum[j] + slope * slope
         square_sum[j] = square
@@ -559,72 +587,69 @@ def _clip_by_norm(max_norm, g, norm, part, parts):
                 g[j] *= factor
 
 
-# Batch normalisation goes over its columns panel by panel, and over the rows of a panel.
+# Batch normalisation goes over its columns panel by panel, and over the rows of a panel: loads are
+# contiguous and the panel stays in cache.
 
 
 @njit(**OPTIONS)
-def _difference_sums(x, centre, sums, start, row):
-    """sums = sum (x - centre) from column `start` and row `row` on; four rows at a time."""
-    sums[:] = 0
-    n = x.shape[0]
-    whole = row + (n - row) // 4 * 4
-    for i in range(row, whole, 4):
-        a, b, c, d = x[i, start:], x[i + 1, start:], x[i + 2, start:], x[i + 3, start:]
-        for j in range(sums.size):
+def _difference_sums(x, centre, sums, left):
+    """sums = sum_n (x - centre) from column `left` on; four rows at a time."""
+    n, m = x.shape
+    size = sums.size
+    whole = n // 4 * 4
+    for j in range(size):
+        sums[j] = 0
+    for first in range(left, left + whole * m, 4 * m):
+        a, b = window(x, first, size), window(x, first + m, size)
+        c, d = window(x, first + 2 * m, size), window(x, first + 3 * m, size)
+        for j in range(size):
             s = centre[j]
             sums[j] += ((a[j] - s) + (b[j] - s)) + ((c[j] - s) + (d[j] - s))
     for i in range(whole, n):
-        a = x[i, start:]
-        for j in range(sums.size):
+        a = window(x, i * m + left, size)
+        for j in range(size):
             sums[j] += a[j] - centre[j]
 
 
 @njit(**OPTIONS)
-def _square_sums(x, centre, sums, start):
-    """sums = sum (x - centre)^2 from column `start` on; four rows at a time."""
-    sums[:] = 0
-    n = x.shape[0]
-    whole = n // 4 * 4
-    for i in range(0, whole, 4):
-        a, b, c, d = x[i, start:], x[i + 1, start:], x[i + 2, start:], x[i + 3, start:]
-        for j in range(sums.size):
-            s = centre[j]
-            ea, eb, ec, ed = a[j] - s, b[j] - s, c[j] - s, d[j] - s
-            sums[j] += (ea * ea + eb * eb) + (ec * ec + ed * ed)
-    for i in range(whole, n):
-        a = x[i, start:]
-        for j in range(sums.size):
-            e = a[j] - centre[j]
-            sums[j] += e * e
-
-
-@njit(**OPTIONS)
-def _product_sums(da, x, centre, sums, start):
-    """sums = sum da (x - centre) from column `start` on; two rows at a time."""
-    sums[:] = 0
-    n = x.shape[0]
+def _product_sums(da, x, centre, sums, left):
+    """sums = sum_n da (x - centre) from column `left` on; two rows at a time."""
+    n, m = x.shape
+    size = sums.size
     whole = n // 2 * 2
-    for i in range(0, whole, 2):
-        da0, da1, x0, x1 = da[i, start:], da[i + 1, start:], x[i, start:], x[i + 1, start:]
-        for j in range(sums.size):
+    for j in range(size):
+        sums[j] = 0
+    for first in range(left, left + whole * m, 2 * m):
+        da0, da1 = window(da, first, size), window(da, first + m, size)
+        x0, x1 = window(x, first, size), window(x, first + m, size)
+        for j in range(size):
             sums[j] += da0[j] * (x0[j] - centre[j]) + da1[j] * (x1[j] - centre[j])
     for i in range(whole, n):
-        da0, x0 = da[i, start:], x[i, start:]
-        for j in range(sums.size):
+        da0, x0 = window(da, i * m + left, size), window(x, i * m + left, size)
+        for j in range(size):
             sums[j] += da0[j] * (x0[j] - centre[j])
 
 
 @njit(**OPTIONS)
-def _follow(running, batch, momentum, factor):
-    """running += momentum (factor batch - running)."""
-    for j in range(running.size):
-        running[j] += momentum * (factor * batch[j] - running[j])
-
-
-@njit(**OPTIONS)
-def _normalise(x, mean, scale, gamma, beta, y):
-    for j in range(y.size):
-        y[j] = gamma[j] * ((x[j] - mean[j]) * scale[j]) + beta[j]
+def _square_sums(x, centre, sums, left):
+    """sums = sum_n (x - centre)^2 from column `left` on; four rows at a time."""
+    n, m = x.shape
+    size = sums.size
+    whole = n // 4 * 4
+    for j in range(size):
+        sums[j] = 0
+    for first in range(left, left + whole * m, 4 * m):
+        a, b = window(x, first, size), window(x, first + m, size)
+        c, d = window(x, first + 2 * m, size), window(x, first + 3 * m, size)
+        for j in range(size):
+            s = centre[j]
+            ea, eb, ec, ed = a[j] - s, b[j] - s, c[j] - s, d[j] - s
+            sums[j] += (ea * ea + eb * eb) + (ec * ec + ed * ed)
+    for i in range(whole, n):
+        a = window(x, i * m + left, size)
+        for j in range(size):
+            e = a[j] - centre[j]
+            sums[j] += e * e
 
 
 @njit(**OPTIONS)
@@ -645,43 +670,50 @@ def _batchnorm_forward(
 ):
     n, m = x.shape
     real = x.dtype.type
-    one, count, unbiased = real(1), real(n), real(n / max(n - 1, 1))
+    one, least, weight = real(1), real(epsilon), real(momentum)
+    count, unbiased = real(n), real(n / max(n - 1, 1))
     start, stop = _edge(m, part, parts), _edge(m, part + 1, parts)
     for left in range(start, stop, _PANEL):
-        right = min(left + _PANEL, stop)
-        centre, scale = mean[left:right], inv_std[left:right]
+        size = min(_PANEL, stop - left)
+        centre, scale = window(mean, left, size), window(inv_std, left, size)
         # Differences to the first row lose nothing where the mean is far from 0.
-        first = x[0, left:right]
-        _difference_sums(x, first, centre, left, 1)
-        for j in range(centre.size):
-            centre[j] = first[j] + centre[j] / count
+        origin = window(x, left, size)
+        _difference_sums(x, origin, centre, left)
+        for j in range(size):
+            centre[j] = origin[j] + centre[j] / count
         _square_sums(x, centre, scale, left)
-        for j in range(scale.size):
-            scale[j] /= count
-        _follow(running_mean[left:right], centre, real(momentum), one)
-        _follow(running_var[left:right], scale, real(momentum), unbiased)
-        for j in range(scale.size):
-            scale[j] = one / root(scale[j] + real(epsilon))
-        for i in range(n):
-            row = y[i, left:right]
-            _normalise(x[i, left:right], centre, scale, gamma[left:right], beta[left:right], row)
+        followed, spread = window(running_mean, left, size), window(running_var, left, size)
+        for j in range(size):
+            followed[j] += weight * (centre[j] - followed[j])
+        for j in range(size):
+            var = scale[j] / count
+            spread[j] += weight * (var * unbiased - spread[j])
+            scale[j] = one / root(var + least)
+        factor, shift = window(gamma, left, size), window(beta, left, size)
+        for first in range(left, left + n * m, m):
+            row, source = window(y, first, size), window(x, first, size)
+            for j in range(size):
+                row[j] = factor[j] * ((source[j] - centre[j]) * scale[j]) + shift[j]
             _activate(row, activation)
 
 
 @njit(**OPTIONS)
 def _batchnorm_inference(x, gamma, beta, running_mean, running_var, activation, epsilon, y, part, parts):
-    start, stop = share(x.shape[0], part, parts)
-    if start == stop:
-        return
+    n, m = x.shape
     least = x.dtype.type(epsilon)
-    scale = y[start]  # until it is that row's turn, the last
-    for j in range(scale.size):
-        scale[j] = gamma[j] / root(running_var[j] + least)
-    for i in range(stop - 1, start - 1, -1):
-        row, source = y[i], x[i]
-        for j in range(row.size):
-            row[j] = (source[j] - running_mean[j]) * scale[j] + beta[j]
-        _activate(row, activation)
+    scale = room(x)
+    start, stop = _edge(m, part, parts), _edge(m, part + 1, parts)
+    for left in range(start, stop, _PANEL):
+        size = min(_PANEL, stop - left)
+        centre, spread = window(running_mean, left, size), window(running_var, left, size)
+        factor, shift = window(gamma, left, size), window(beta, left, size)
+        for j in range(size):
+            scale[j] = factor[j] / root(spread[j] + least)
+        for first in range(left, left + n * m, m):
+            row, source = window(y, first, size), window(x, first, size)
+            for j in range(size):
+                row[j] = (source[j] - centre[j]) * scale[j] + shift[j]
+            _activate(row, activation)
 
 
 @njit(**OPTIONS)
@@ -690,19 +722,21 @@ def _batchnorm_backward(dy, x, gamma, y, mean, inv_std, activation, dx, dgamma, 
     per_row = x.dtype.type(1 / n)
     start, stop = _edge(m, part, parts), _edge(m, part + 1, parts)
     for left in range(start, stop, _PANEL):
-        right = min(left + _PANEL, stop)
-        for i in range(n):
-            copy(dy[i, left:right], dx[i, left:right])
-            _differentiate(dx[i, left:right], y[i, left:right], activation)
-        centre, scale, factor = mean[left:right], inv_std[left:right], gamma[left:right]
-        sum_h, sum_1 = dgamma[left:right], dbeta[left:right]
+        size = min(_PANEL, stop - left)
+        for first in range(left, left + n * m, m):
+            row = window(dx, first, size)
+            copy(window(dy, first, size), row)
+            _differentiate(row, window(y, first, size), activation)
+        centre, scale = window(mean, left, size), window(inv_std, left, size)
+        factor = window(gamma, left, size)
+        sum_h, sum_1 = window(dgamma, left, size), window(dbeta, left, size)
         _column_sums(dx, sum_1, left)
         _product_sums(dx, x, centre, sum_h, left)
-        for j in range(sum_h.size):
+        for j in range(size):
             sum_h[j] *= scale[j]
-        for i in range(n):
-            row, source = dx[i, left:right], x[i, left:right]
-            for j in range(row.size):
+        for first in range(left, left + n * m, m):
+            row, source = window(dx, first, size), window(x, first, size)
+            for j in range(size):
                 h = (source[j] - centre[j]) * scale[j]
                 row[j] = factor[j] * scale[j] * (row[j] - per_row * sum_1[j] - h * (per_row * sum_h[j]))
 
@@ -710,7 +744,7 @@ def _batchnorm_backward(dy, x, gamma, y, mean, inv_std, activation, dx, dgamma, 
 @njit(**OPTIONS)
 def _softmax_forward(x, y, part, parts):
     for i in range(*share(x.shape[0], part, parts)):
-        row, source = y[i], x[i]
+        row, source = row_of(y, i), row_of(x, i)
         highest = rank(source[0])
         for j in range(row.size):
             r = rank(source[j])
@@ -727,7 +761,7 @@ def _softmax_forward(x, y, part, parts):
 @njit(**OPTIONS)
 def _softmax_backward(dy, y, dx, part, parts):
     for i in range(*share(dx.shape[0], part, parts)):
-        row, slope, saved = dx[i], dy[i], y[i]
+        row, slope, saved = row_of(dx, i), row_of(dy, i), row_of(y, i)
         total = y.dtype.type(0)
         for j in range(row.size):
             total = plus(total, slope[j] * saved[j])
@@ -742,7 +776,7 @@ def _drop(x, counter, rate, stream, divisor, y, part, parts):
     low, high = key(counter, stream)
     last = np.uint32(max(math.ceil(rate * 2.0**32) - 1, 0))  # of the bits that drop an element, if any does
     for i in range(*share(x.shape[0], part, parts)):
-        row, source = y[i], x[i]
+        row, source = row_of(y, i), row_of(x, i)
         if rate == 0:
             copy(source, row)
             continue
@@ -772,7 +806,7 @@ def _gaussian_noise(x, counter, stddev, stream, y, part, parts):
     one, two, deviation, unit = real(1), real(2), real(stddev), real(2.0**-24)
     low, high = key(counter, stream)
     for i in range(*share(x.shape[0], part, parts)):
-        row, source = y[i], x[i]
+        row, source = row_of(y, i), row_of(x, i)
         for j in range(row.size):
             e = 2 * (i * row.size + j)
             u = (real(np.int32(bits(e, low, high) >> np.uint32(8))) + one) * unit
@@ -783,7 +817,7 @@ def _gaussian_noise(x, counter, stddev, stream, y, part, parts):
 @njit(**OPTIONS)
 def _gather_rows(data, order, x, part, parts):
     for i in range(*share(x.shape[0], part, parts)):
-        copy(data[order[i]], x[i])
+        copy(row_of(data, order[i]), row_of(x, i))
 
 
 # --- compiled when first asked for ---------------------------------------------------------------

@@ -300,8 +300,6 @@ def _cosine_of_turn_of(v):
 
 
 # --- random bits ---------------------------------------------------------------------------------
-#
-# Numba makes 64 bits of every product and sum of 32: what is cut back at once costs nothing.
 
 
 @njit(**OPTIONS)
@@ -313,20 +311,29 @@ def _mix64(z):
 
 
 @njit(**OPTIONS)
-def _mix32(h):
-    h = np.uint32(np.uint32(h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D))
-    h = np.uint32(np.uint32(h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B))
-    return np.uint32(h ^ (h >> np.uint32(16)))
-
-
-@njit(**OPTIONS)
 def key(counter, stream):
-    """Two halves of the key."""
-    key = _mix64(_mix64(_mix64(np.uint64(counter[1])) + np.uint64(counter[0])) + np.uint64(stream))
-    return np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32))
+    """Two halves of the key of a draw, of 32 bits each."""
+    whole = _mix64(_mix64(_mix64(np.uint64(counter[1])) + np.uint64(counter[0])) + np.uint64(stream))
+    return np.uint32(whole & np.uint64(0xFFFFFFFF)), np.uint32(whole >> np.uint64(32))
 
 
-@njit(**OPTIONS)
-def bits(element, low, high):
-    """Random bits of an element."""
-    return _mix32(np.uint32(np.uint32(np.uint32(element) * np.uint32(0x9E3779B9)) + low) ^ high)
+@intrinsic
+def bits(typing, element, low, high):
+    """Random bits of an element; Numba would make 64 bits of every product of 32."""
+    signature = types.uint32(element, low, high)
+
+    def generate(context, builder, signature, arguments):
+        word = ir.IntType(32)
+
+        def times(h, factor):
+            return builder.mul(h, ir.Constant(word, factor))
+
+        def folded(h, shift):
+            return builder.xor(h, builder.lshr(h, ir.Constant(word, shift)))
+
+        element, low, high = arguments
+        h = builder.add(times(builder.trunc(element, word), 0x9E3779B9), low)
+        h = times(folded(builder.xor(h, high), 16), 0x7FEB352D)
+        return folded(times(folded(h, 15), 0x846CA68B), 16)
+
+    return signature, generate

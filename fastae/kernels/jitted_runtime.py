@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 OPTIONS = {"nogil": True, "error_model": "numpy"}
 REALS = {"f": types.float32, "d": types.float64}
 
+ROOM = 256
+
 _SPINS = 4000  # looks at a barrier, some microseconds, before the thread gives up its core
 
 
@@ -107,9 +109,26 @@ def window(typing, array, first, size):
         whole = context.make_array(signature.args[0])(context, builder, array)
         result = context.make_array(signature.return_type)(context, builder)
         itemsize = whole.itemsize
-        populate_array(
-            result, builder.gep(whole.data, [first]), [size], [itemsize], itemsize, meminfo=None
+        populate_array(result, builder.gep(whole.data, [first]), [size], [itemsize], itemsize, meminfo=None)
+        return result._getvalue()
+
+    return signature, generate
+
+
+@intrinsic
+def room(typing, array):
+    """A row of ROOM elements of the array's type, until the function that asks for it returns."""
+    signature = types.Array(array.dtype, 1, "C")(array)
+
+    def generate(context, builder, signature, arguments):
+        real, size = (
+            context.get_data_type(signature.return_type.dtype),
+            context.get_constant(types.intp, ROOM),
         )
+        itemsize = context.get_constant(types.intp, signature.return_type.dtype.bitwidth // 8)
+        result = context.make_array(signature.return_type)(context, builder)
+        data = cgutils.alloca_once(builder, real, size=size)
+        populate_array(result, data, [size], [itemsize], itemsize, meminfo=None)
         return result._getvalue()
 
     return signature, generate
@@ -265,6 +284,12 @@ def share(size, part, parts):
 
 
 @njit(**OPTIONS)
+def row_of(x, i):
+    """``x[i]``, as a window."""
+    return window(x, i * x.shape[1], x.shape[1])
+
+
+@njit(**OPTIONS)
 def copy(x, y):
     """y = x for a row."""
     for j in range(y.size):
@@ -274,7 +299,7 @@ def copy(x, y):
 # --- the epoch -----------------------------------------------------------------------------------
 
 # Places in the plan of a run.
-_ROWS, _BATCH, _ORDERED, _TRAINS, _CHECK, _LOSS, _INPUT, _TARGET, _OUTPUT = range(9)
+_ROWS, _BATCH, _ORDERED, _TRAINS, _CHECK, _LOSS, _INPUT, _TARGET, _WEIGHT, _OUTPUT = range(10)
 
 
 @njit(**OPTIONS)
@@ -283,11 +308,26 @@ def _fetch(data, order, ordered, start, count, arena, offset, part, parts):
     width = data.shape[1]
     for i in range(*share(count, part, parts)):
         row = order[start + i] if ordered else start + i
-        copy(data[row], arena[offset + i * width : offset + (i + 1) * width])
+        copy(row_of(data, row), window(arena, offset + i * width, width))
 
 
 def _run_batches(
-    functions, arena, header, code, tail, plan, data, target, order, losses, out, control, state, part, parts
+    functions,
+    arena,
+    header,
+    code,
+    tail,
+    plan,
+    data,
+    target,
+    weights,
+    order,
+    losses,
+    out,
+    control,
+    state,
+    part,
+    parts,
 ):
     """One thread's part of a run; arrays that were not given are empty."""
     rows, size, ordered = plan[_ROWS], plan[_BATCH], plan[_ORDERED] != 0
@@ -299,6 +339,8 @@ def _run_batches(
         _fetch(data, order, ordered, start, count, arena, plan[_INPUT], part, parts)
         if target.size:
             _fetch(target, order, ordered, start, count, arena, plan[_TARGET], part, parts)
+        if weights.size:
+            _fetch(weights, order, ordered, start, count, arena, plan[_WEIGHT], part, parts)
         meet(state, parts)
         for i in range(lines.shape[0] + 1):
             if check and i == check:  # behind a barrier: every thread sees the same loss
@@ -316,7 +358,7 @@ def _run_batches(
         if out.size:
             for i in range(*share(count, part, parts)):
                 first = plan[_OUTPUT] + i * width
-                copy(arena[first : first + width], out[start + i])
+                copy(window(arena, first, width), row_of(out, start + i))
         if part == 0:
             if plan[_TRAINS]:
                 header[0] += 1
@@ -338,8 +380,16 @@ def _epoch(char: str) -> Any:
     vector, code = array(types.int64, 1), array(types.int64, 2)
     rows = array(real, 2, True)
     signature = types.void(
-        *(vector, array(real, 1), vector, code, code, vector, rows, rows, array(types.int64, 1, True)),
-        *(array(types.float64, 1), array(real, 2), vector, vector, types.int64, types.int64),
+        *(vector, array(real, 1), vector, code, code, vector, rows, rows, rows),
+        *(
+            array(types.int64, 1, True),
+            array(types.float64, 1),
+            array(real, 2),
+            vector,
+            vector,
+            types.int64,
+            types.int64,
+        ),
     )
     return compiled(_run_batches, signature)
 
@@ -429,6 +479,7 @@ class Executor:
         target: np.ndarray | None,
         order: np.ndarray | None,
         *,
+        weights: np.ndarray | None = None,
         losses: np.ndarray | None = None,
         out: np.ndarray | None = None,
         control: np.ndarray | None = None,
@@ -445,6 +496,8 @@ class Executor:
             Gathered into the routine's target; None where the routine reads none of its own.
         order : int64 ndarray, or None
             Rows of `data` in the order to take them; None for all of them as they lie.
+        weights : ndarray of shape (n,) and program.dtype, optional
+            Weight of each row of `data`, gathered into the routine's weight; None where it has none.
         losses : float64 ndarray, optional
             Receives the loss of each batch.
         out : ndarray of shape (len(order), ...), optional
@@ -472,16 +525,18 @@ class Executor:
         plan = np.array(
             [
                 *(rows, min(size, rows), order is not None, routine.trains, routine.check),
-                *(offset(s) for s in (routine.loss, routine.input, routine.target, routine.output)),
+                *(offset(s) for s in (routine.loss, routine.input, routine.target)),
+                *(offset(s) for s in (routine.weight, routine.output)),
             ],
             np.int64,
         )
         arguments = (
             *(self._functions, self._arena, self._header, code, tail, plan, data),
             nothing if target is None else target,
+            nothing if weights is None else weights.reshape(-1, 1),
             np.empty(0, np.int64) if order is None else order,
             np.empty(0) if losses is None else losses,
-            nothing if out is None else out.reshape(rows, -1),
+            nothing if out is None or routine.output is None else out.reshape(rows, -1),
             control,
             np.zeros(24, np.int64),
         )
