@@ -452,7 +452,7 @@ class _Lowering:
         """Add a value of the batch that is made from `inputs`."""
         slot = self.rows(f"{name}.out", shape)
         needs = trainable or any(x.needs_gradient for x in inputs)
-        return Value(name, slot, activation, activation in ("relu", "sigmoid", "softplus"), needs)
+        return Value(name, slot, activation, ACTIVATIONS[activation].nonnegative, needs)
 
     # The graph
 

@@ -29,6 +29,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType, SimpleNamespace
+from typing import Any
 
 __all__ = ["ACTIVATIONS", "KERNELS", "Activation", "Array", "Constant", "Kernel", "signature_hash"]
 
@@ -42,21 +43,22 @@ class Activation:
     derivative: str
     flops: int
     exact: bool = False  # maps integers to integers
+    nonnegative: bool = False  # gives nothing negative, so that a relu of it changes nothing
 
 
 #: All use the form whose exponential cannot overflow: with e = exp(-|x|) sigmoid is 1/(1+e) for x >= 0 and
 #: e/(1+e) below, softplus is max(x, 0) + log1p(e); with u = exp(-2|x|) - 1, precise near 0 too, tanh is
-#: sign(x) (-u)/(2+u). Softmax needs a whole row and is a kernel of its own.
+#: sign(x) (-u)/(2+u), or what the language's own tanh gives. Softmax needs a whole row: a kernel of its own.
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {
         "linear": Activation(0, "x", "1", 0, exact=True),
         # The derivative at exactly 0 is 0, as the field has it (the AutoEncNet original uses 1).
-        "relu": Activation(1, "max(x, 0)", "1 if y > 0 else 0", 1, exact=True),
-        "sigmoid": Activation(2, "1 / (1 + exp(-x))", "y (1 - y)", 16),
+        "relu": Activation(1, "max(x, 0)", "1 if y > 0 else 0", 1, exact=True, nonnegative=True),
+        "sigmoid": Activation(2, "1 / (1 + exp(-x))", "y (1 - y)", 16, nonnegative=True),
         "tanh": Activation(3, "tanh(x)", "1 - y^2", 16),
         "leaky_relu": Activation(4, "x if x > 0 else 0.01 x", "1 if y > 0 else 0.01", 2),
         "elu": Activation(5, "x if x > 0 else exp(x) - 1", "1 if y > 0 else y + 1", 16),
-        "softplus": Activation(6, "log(1 + exp(x))", "1 - exp(-y)", 24),
+        "softplus": Activation(6, "log(1 + exp(x))", "1 - exp(-y)", 24, nonnegative=True),
     }
 )
 
@@ -325,9 +327,9 @@ _row(
 _LOSS_INPUTS = "y[n,m] target[n,m] sample_weight[n]?"
 
 
-def _loss(name: str, summary: str, of: str, slope: str, cost: int, source: str, **more) -> None:
+def _loss(name: str, summary: str, of: str, slope: str, cost: int, source: str, **changes: Any) -> None:
     """Add a loss: row losses that add up to the batch's, and the gradient before the last activation."""
-    more = {"constants": (ACTIVATION,), "exact": False, "inputs": _LOSS_INPUTS} | more
+    more: dict[str, Any] = {"constants": (ACTIVATION,), "exact": False, "inputs": _LOSS_INPUTS} | changes
     _row(
         name,
         summary,
@@ -589,8 +591,8 @@ _row(
     source=_BOOK,
 )
 # Random numbers come from a counter, so that every backend, any number of threads and a resumed training
-# draw the same. counter = (step, seed). mix64 is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), mix32 that
-# of a 32-bit hash of low bias (Wellons 2018); all arithmetic is modulo 2^64 or 2^32:
+# draw the same. counter = (step, seed). mix64 is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), mix32
+# that of a 32-bit hash of low bias (Wellons 2018); all arithmetic is modulo 2^64 or 2^32:
 #     mix64(z): z += 0x9E3779B97F4A7C15; z = (z ^ z >> 30) 0xBF58476D1CE4E5B9;
 #               z = (z ^ z >> 27) 0x94D049BB133111EB; z ^ z >> 31
 #     mix32(h): h = (h ^ h >> 16) 0x7FEB352D; h = (h ^ h >> 15) 0x846CA68B; h ^ h >> 16
