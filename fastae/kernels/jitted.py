@@ -860,7 +860,9 @@ def _array_form(kernel: Kernel) -> str:
                 f"    if {a.name}.ndim == 1:",
                 f"        {a.name} = {a.name}.reshape({'0, ' * len(a.dims)})",
             ]
-    lines.append(f"    _bodies[{kernel.name!r}, {first}.dtype.char]({', '.join(names)}, 0, 1)")
+    call = f"_bodies[{kernel.name!r}, {first}.dtype.char]({', '.join(names)}, 0, 1)"
+    # BLAS on several threads would add up in another order.
+    lines += ["    with jitted_runtime.one_thread():", f"        {call}"] if "dense" in kernel.name else [f"    {call}"]
     return "\n".join(lines) + "\n"
 
 

@@ -428,7 +428,7 @@ class _Blas:
                         library.set_num_threads(threads)
 
 
-_blas = _Blas()
+one_thread = _Blas().one_thread
 
 
 class Executor:
@@ -541,14 +541,18 @@ class Executor:
             np.zeros(24, np.int64),
         )
         epoch = _epoch(self._arena.dtype.char)
-        with _blas.one_thread():
+        with one_thread():
             if self._n_threads == 1:
                 epoch(*arguments, 0, 1)
             else:
                 self._run_team(epoch, arguments)
 
     def _run_team(self, epoch: Any, arguments: tuple[Any, ...]) -> None:
-        """Run the epoch on all threads, or, when one cannot be started, on none."""
+        """Run the epoch on all threads, or, when one cannot be started, on none.
+
+        Part 0 has a thread of its own too: an interrupt of the calling one then never leaves the others
+        waiting for it.
+        """
         parts = self._n_threads
         ready = threading.Event()
         complete = False
@@ -560,13 +564,12 @@ class Executor:
 
         team: list[threading.Thread] = []
         try:
-            for part in range(1, parts):
+            for part in range(parts):
                 thread = threading.Thread(target=work, args=(part,), name=f"fastae-{part}", daemon=True)
                 thread.start()
                 team.append(thread)
             complete = True
         finally:
             ready.set()
-        epoch(*arguments, 0, parts)
         for thread in team:
             thread.join()
