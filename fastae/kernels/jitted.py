@@ -862,7 +862,11 @@ def _array_form(kernel: Kernel) -> str:
             ]
     call = f"_bodies[{kernel.name!r}, {first}.dtype.char]({', '.join(names)}, 0, 1)"
     # BLAS on several threads would add up in another order.
-    lines += ["    with jitted_runtime.one_thread():", f"        {call}"] if "dense" in kernel.name else [f"    {call}"]
+    lines += (
+        ["    with jitted_runtime.one_thread():", f"        {call}"]
+        if "dense" in kernel.name
+        else [f"    {call}"]
+    )
     return "\n".join(lines) + "\n"
 
 
