@@ -5,6 +5,7 @@
     pytest --benchmark-only                    everything, and a summary
     python -m benchmarks.report run.json       a saved run as Markdown and plots
     python -m benchmarks.versus                the headline ratios, measured interleaved
+    python -m benchmarks.systems               every system trained as published, and its losses
 """
 
 BACKENDS = ("scalar", "numpy", "numba", "cython")

@@ -5,7 +5,7 @@ import pytest
 
 import fastae
 
-from . import autoencnet as net
+from . import contenders
 from .kernel_cases import assert_close
 from .machine import instruction_set
 
@@ -14,26 +14,20 @@ pytestmark = pytest.mark.benchmark(max_time=0.3)
 
 @pytest.mark.parametrize("rows", [1, 1000])
 def test_reconstruct(rows, backend_name, module, dtype, measure):
-    images = np.ascontiguousarray(net.Problem().images[:rows], dtype)
-    trainer = fastae.Trainer(
-        fastae.models.autoencnet(),
-        loss="sse",
-        optimizer=fastae.SGD(net.LEARNING_RATE),
-        batch_size=net.BATCH,
-        backend=backend_name,
-        dtype=dtype,
-        n_threads=1,
-        seed=0,
-    )
-    several = images[: 5 * net.BATCH]
-    assert_close(trainer.reconstruct(several), net.reconstruct(trainer.weights, several), dtype, backend_name)
+    problem = contenders.problem("autoencnet")
+    images = np.ascontiguousarray(problem.images[:rows], dtype)
+    options = {"backend": backend_name, "dtype": dtype, "n_threads": 1, "seed": 0}
+    trainer = fastae.Trainer.from_recipe(problem.net, **options)
+    several = images[: 5 * problem.batch]
+    expected = contenders.autoencnet_output(trainer.weights, several)
+    assert_close(trainer.reconstruct(several), expected, dtype, backend_name)
     measure(
         trainer.reconstruct,
         (images,),
         group=f"inference of {rows} row{'s' * (rows > 1)}",
         backend=backend_name,
         dtype=dtype,
-        **net.cost(dtype, rows=rows),
+        **problem.cost(dtype, rows=rows),
         instruction_set=instruction_set(module),
         rounds=(1 if rows > 1 else 5) if backend_name == "scalar" else None,
         warm_up=backend_name != "scalar",

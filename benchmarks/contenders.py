@@ -1,64 +1,137 @@
-"""AutoEncNet's training step in three hands: straight NumPy (the reference), fastae, and PyTorch eager.
+"""Training steps of the dense systems in three hands: formulas in NumPy, fastae, and PyTorch eager.
 
-All begin from the same weights and see the same batches; nothing is timed before the losses agree. The
-product with the fixed identity W_rec is left out of all three, as fastae's lowering does, exactly.
+All begin from the same weights and see the same batches; nothing is timed before the losses agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
 from fastae import datasets, models
-from fastae.kernels.table import KERNELS
-from fastae.optimizers import SGD
-from fastae.program import lower
+from fastae.layers import BatchNorm, Dense
+from fastae.lowering import lower
+from fastae.network import Network, Recipe
+from fastae.program import Program
 
-from .kernel_cases import SIZES
+from .machine import unavailable
+from .summary import TORCH
 
-BATCH, PIXELS, HIDDEN = SIZES["n"], SIZES["k"], SIZES["m"]
-STRIDE, LEARNING_RATE = 3, 1e-4
-UPDATES = 50  # of an epoch: 1000 images
+#: Every dense system; AutoEncNet is the one the others follow.
+SYSTEMS = ("autoencnet", "quark_mlp", "batchnorm_mlp", "deep_mlp", "deep_mlp_linear_code")
 
-#: Relative difference allowed between a loss and the float64 reference's.
-LOSS_TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+#: Updates of an epoch here; that of AutoEncNet's 1000 images.
+UPDATES = 50
+
+#: Updates whose losses are compared before anything is timed.
+CHECKED = 3
+
+#: Relative difference allowed between a loss and the float64 reference's. Adam's first steps have the size
+#: of the learning rate whatever the gradient, so that rounding turns round those of gradients near 0.
+LOSS_TOLERANCE = {"float32": 5e-5, "float64": 1e-10}
+
+#: Why the scalar backend sits out.
+SCALAR_SKIPS = {
+    name: f"a step of {name} takes it a minute or so"
+    for name in ("batchnorm_mlp", "deep_mlp", "deep_mlp_linear_code")
+}
 
 Weights = Mapping[str, np.ndarray]
 
 
-@dataclass
 class Problem:
-    """Images, the order in which they are drawn, and initial weights, all from fixed seeds."""
+    """A system with images, the order in which they are drawn, and initial weights, from fixed seeds.
 
-    images: np.ndarray = field(init=False)  # float64 [1000, 225]
-    order: np.ndarray = field(init=False)  # int64 [1000], with replacement
-    weights: Weights = field(init=False)
+    Attributes
+    ----------
+    images : float64 [n, pixels]
+        The bundled digits, on a canvas of the system's size and prepared as the system has it.
+    order : int64 [UPDATES * batch]
+        With replacement.
+    """
 
-    def __post_init__(self) -> None:
-        rng = np.random.default_rng(11)
-        pixels = datasets.digits_canvas(15)[: BATCH * UPDATES].reshape(-1, PIXELS)
-        self.images = (pixels - pixels.mean(0)) / 255
-        self.order = rng.integers(0, len(self.images), BATCH * UPDATES)
-        self.weights = models.autoencnet(PIXELS, HIDDEN).initial_weights(seed=5)
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.net: Network = models.MODELS[name]()
+        assert self.net.recipe is not None
+        self.recipe: Recipe = self.net.recipe
+        self.batch = self.recipe.batch_size
+        if name == "autoencnet":
+            self.images, _ = datasets.autoencnet_data(datasets.digits_canvas(15)[:1000])
+        else:
+            self.images = datasets.rows(datasets.digits_canvas(28), "float64")
+        self.order = np.random.default_rng(11).integers(0, len(self.images), self.batch * UPDATES)
+        self.weights: Weights = self.net.initial_weights(seed=5)
+
+    def lower(self, module: Any, dtype: str) -> Program:
+        """The published training as a backend runs it."""
+        return lower(
+            self.net,
+            batch_size=self.batch,
+            loss=self.recipe.loss,
+            optimizer=self.recipe.optimizer,
+            dtype=dtype,
+            padded=module.PADDED,
+            fused_update=module.FUSED_UPDATE,
+        )
+
+    def cost(self, dtype: str, *, rows: int = 0, updates: int = 0) -> dict[str, float]:
+        """FLOPs and bytes of so many updates, or of reconstructing some rows, as the table counts them.
+
+        They are those of the plain program, fused in no way, for every contender.
+        """
+        from fastae.kernels import vector
+
+        program = self.lower(vector, dtype)
+        routine = program.routine("train" if updates else "reconstruct")
+        times = updates or rows / self.batch
+        return {"flops": times * routine.flops(), "bytes": times * routine.bytes()}
+
+    @cached_property
+    def reference(self) -> np.ndarray:
+        """Losses of the first updates in float64, by someone else's arithmetic where there is any."""
+        if self.name == "autoencnet":
+            return autoencnet_losses(self, self.order, CHECKED)
+        if TORCH not in unavailable():
+            return TorchEager(self, "float64").losses(CHECKED)
+        from fastae.kernels import vector
+
+        return Fastae(self, vector, "float64").losses(CHECKED)
+
+    def check(self, losses: np.ndarray, dtype: str, who: str) -> None:
+        """Compare losses of the first updates with the reference; equal losses come before any timing."""
+        expected = self.reference[: len(losses)]
+        what = f"{self.name} by {who} in {dtype}"
+        np.testing.assert_allclose(losses, expected, rtol=LOSS_TOLERANCE[dtype], err_msg=what)
 
 
-def reconstruct(weights: Weights, x: np.ndarray) -> np.ndarray:
-    """Forward pass of the reference."""
+@cache
+def problem(name: str) -> Problem:
+    """The problem of a system."""
+    return Problem(name)
+
+
+# -- AutoEncNet in NumPy -------------------------------------------------------------------------------
+
+
+def autoencnet_output(weights: Weights, x: np.ndarray) -> np.ndarray:
+    """AutoEncNet's forward pass from formulas written out; the product with the identity is left out."""
     z = np.maximum(x @ weights["in.weight"] + weights["in.bias"], 0)
-    s = z + x[:, ::STRIDE] @ weights["link.weight"]
+    s = z + x[:, ::3] @ weights["link.weight"]
     return np.maximum(s @ weights["out.weight"] + weights["out.bias"], 0)
 
 
-def reference_losses(problem: Problem, updates: int, order: np.ndarray) -> np.ndarray:
-    """Loss of each of the first updates, from formulas written out in float64."""
+def autoencnet_losses(problem: Problem, order: np.ndarray, updates: int) -> np.ndarray:
+    """Loss of each of AutoEncNet's first updates, from formulas written out in float64."""
     w = {name: value.copy() for name, value in problem.weights.items()}
+    rate = problem.recipe.optimizer.constants["learning_rate"]
     losses = np.empty(updates)
-    for i, rows in enumerate(order[: updates * BATCH].reshape(-1, BATCH)):
+    for i, rows in enumerate(order[: updates * problem.batch].reshape(updates, -1)):
         x = problem.images[rows]
-        x_red = x[:, ::STRIDE]
+        x_red = x[:, ::3]
         z = np.maximum(x @ w["in.weight"] + w["in.bias"], 0)
         s = z + x_red @ w["link.weight"]
         y = np.maximum(s @ w["out.weight"] + w["out.bias"], 0)
@@ -74,116 +147,118 @@ def reference_losses(problem: Problem, updates: int, order: np.ndarray) -> np.nd
             "out.bias": da.sum(0),
         }
         for name, gradient in gradients.items():
-            w[name] -= LEARNING_RATE * gradient
+            w[name] -= rate * gradient
     return losses
 
 
-def check_losses(
-    losses: np.ndarray, problem: Problem, dtype: str, who: str, order: np.ndarray | None = None
-) -> None:
-    """Compare with the reference; equal losses come before any timing."""
-    expected = reference_losses(problem, len(losses), problem.order if order is None else order)
-    np.testing.assert_allclose(losses, expected, rtol=LOSS_TOLERANCE[dtype], err_msg=who)
-
-
-def _calls(rows: int, training: bool) -> list[tuple[str, dict[str, int], dict[str, object]]]:
-    """Kernels of a forward pass or of an update, with their dims and constants."""
-    calls: list[tuple[str, dict[str, int], dict[str, object]]] = [
-        ("subsample_forward", {"n": rows, "k": PIXELS, "m": HIDDEN}, {"stride": STRIDE}),
-        ("branch_sum", {"n": rows, "m": HIDDEN}, {}),
-    ]
-    for k, m, activation in (
-        (PIXELS, HIDDEN, "relu"),
-        (HIDDEN, HIDDEN, "linear"),
-        (HIDDEN, PIXELS, "relu"),
-    ):
-        sizes = {"n": rows, "k": k, "m": m}
-        calls.append(("dense_forward", sizes, {"activation": activation}))
-        if training:
-            calls.append(("dense_weight_grad", sizes, {}))
-    if training:
-        calls += [
-            ("sse", {"n": rows, "m": PIXELS}, {"activation": "relu"}),
-            ("dense_input_grad", {"n": rows, "k": HIDDEN, "m": PIXELS}, {"activation": "relu"}),
-            ("sgd", {"p": SIZES["p"]}, {"learning_rate": LEARNING_RATE}),
-        ]
-    return calls
-
-
-def cost(dtype: str, *, rows: int = BATCH, updates: int = 0) -> dict[str, float]:
-    """FLOPs and bytes, as the table counts them, of so many updates, or of a forward pass of some rows."""
-    itemsize = np.dtype(dtype).itemsize
-    calls = _calls(rows, training=updates > 0)
-    return {
-        "flops": max(updates, 1) * sum(KERNELS[k].count_flops(sizes, c) for k, sizes, c in calls),
-        "bytes": max(updates, 1) * sum(KERNELS[k].count_bytes(sizes, itemsize) for k, sizes, _ in calls),
-    }
+# -- contenders ----------------------------------------------------------------------------------------
 
 
 class Fastae:
     """A backend's executor on the lowered network, one thread."""
 
     def __init__(self, problem: Problem, module: Any, dtype: str) -> None:
-        program = lower(
-            models.autoencnet(PIXELS, HIDDEN),
-            batch_size=BATCH,
-            loss="sse",
-            optimizer=SGD(LEARNING_RATE),
-            dtype=dtype,
-            padded=module.PADDED,
-            fused_update=module.FUSED_UPDATE,
-        )
+        program = problem.lower(module, dtype)
         arena = program.new_arena()
         program.write_weights(arena, problem.weights)
+        self.batch = problem.batch
         self.executor = module.Executor(program, arena, 1)
-        self.routine = program.routine("train", own_target=False)
+        self.routine = program.routine("train")
         self.images = np.ascontiguousarray(problem.images, dtype)
         self.order = problem.order
 
-    def train(self, order: np.ndarray, losses: np.ndarray | None = None) -> None:
-        """One call: an update for every 20 entries of ``order``."""
-        self.executor.run(self.routine, self.images, None, order, losses=losses)
+    def train(self, updates: int = UPDATES, losses: np.ndarray | None = None) -> None:
+        """One call: so many updates."""
+        rows = self.order[: updates * self.batch]
+        self.executor.run(self.routine, self.images, None, rows, losses=losses)
 
     def losses(self, updates: int) -> np.ndarray:
         """Losses of the first updates."""
         losses = np.full(updates, np.nan)
-        self.train(self.order[: updates * BATCH], losses)
+        self.train(updates, losses)
         return losses
 
 
 class TorchEager:
-    """The network as its user would write it in PyTorch, run eagerly on one thread."""
+    """The network as its user would write it in PyTorch, run eagerly on one thread, Adam fused."""
 
     def __init__(self, problem: Problem, dtype: str) -> None:
         import torch
 
         torch.set_num_threads(1)
-        real = getattr(torch, dtype)
-
-        def linear(w: np.ndarray, b: np.ndarray | None = None):
-            layer = torch.nn.Linear(*w.shape, bias=b is not None, dtype=real)
-            with torch.no_grad():
-                layer.weight.copy_(torch.from_numpy(w.T))
-                if b is not None:
-                    layer.bias.copy_(torch.from_numpy(b))
-            return layer
-
-        w = problem.weights
-        self.layer_in = linear(w["in.weight"], w["in.bias"])
-        self.layer_link = linear(w["link.weight"])
-        self.layer_out = linear(w["out.weight"], w["out.bias"])
-        layers = (self.layer_in, self.layer_link, self.layer_out)
-        self.optimizer = torch.optim.SGD([p for layer in layers for p in layer.parameters()], LEARNING_RATE)
-        self.images = torch.from_numpy(problem.images).to(real)
-        self.batches = list(torch.from_numpy(problem.order).split(BATCH))
+        self.torch, self.real = torch, getattr(torch, dtype)
+        net = self._autoencnet if problem.name == "autoencnet" else self._sequential
+        self.forward, parameters = net(problem)
+        self.optimizer = self._optimizer(problem, parameters)
+        functional = torch.nn.functional
+        self.loss = {
+            "sse": lambda y, x: ((y - x) ** 2).sum(),
+            "mse": functional.mse_loss,
+            "bce": functional.binary_cross_entropy,
+        }[problem.recipe.loss]
+        self.images = torch.from_numpy(problem.images).to(self.real)
+        self.batches = list(torch.from_numpy(problem.order).split(problem.batch))
         self.instruction_set = torch.backends.cpu.get_cpu_capability()
 
-    def step(self, rows):
+    def _fill(self, layer: Any, **values: np.ndarray | None) -> Any:
+        with self.torch.no_grad():
+            for name, value in values.items():
+                if value is not None:
+                    getattr(layer, name).copy_(self.torch.from_numpy(value))
+        return layer
+
+    def _linear(self, weights: Weights, name: str, bias: bool = True) -> Any:
+        w = weights[f"{name}.weight"]
+        inputs, outputs = w.shape
+        layer = self.torch.nn.Linear(inputs, outputs, bias=bias, dtype=self.real)
+        return self._fill(layer, weight=w.T, bias=weights[f"{name}.bias"] if bias else None)
+
+    def _autoencnet(self, problem: Problem) -> tuple[Any, list[Any]]:
+        first, last = (self._linear(problem.weights, name) for name in ("in", "out"))
+        link = self._linear(problem.weights, "link", bias=False)
+
+        def forward(x: Any) -> Any:
+            return last(first(x).relu() + link(x[:, ::3])).relu()
+
+        return forward, [p for layer in (first, link, last) for p in layer.parameters()]
+
+    def _sequential(self, problem: Problem) -> tuple[Any, list[Any]]:
+        nn, w = self.torch.nn, problem.weights
+        modules: list[Any] = []
+        for placed in problem.net.layers:
+            layer, name = placed.layer, placed.name
+            if isinstance(layer, Dense):
+                modules.append(self._linear(w, name))
+            elif isinstance(layer, BatchNorm):
+                made = nn.BatchNorm1d(*placed.input_shape, layer.epsilon, layer.momentum, dtype=self.real)
+                modules.append(self._fill(made, weight=w[f"{name}.gamma"], bias=w[f"{name}.beta"]))
+            else:
+                raise TypeError(f"{name}: a {type(layer).__name__} has no counterpart here")
+            if layer.activation != "linear":
+                modules.append({"relu": nn.ReLU, "sigmoid": nn.Sigmoid}[layer.activation]())
+        net = nn.Sequential(*modules)
+        return net, list(net.parameters())
+
+    def _optimizer(self, problem: Problem, parameters: list[Any]) -> Any:
+        optimizer, optim = problem.recipe.optimizer, self.torch.optim
+        c = optimizer.constants
+        if optimizer.kernel == "sgd":
+            return optim.SGD(parameters, c["learning_rate"], weight_decay=c["weight_decay"])
+        if optimizer.kernel != "adam":
+            raise TypeError(f"{optimizer} has no counterpart here")
+        return optim.Adam(
+            parameters,
+            c["learning_rate"],
+            (c["beta1"], c["beta2"]),
+            c["epsilon"],
+            c["weight_decay"],
+            fused=True,
+        )
+
+    def step(self, rows: Any) -> Any:
         """One update; gives the loss as a tensor, which nobody waits for."""
         x = self.images[rows]
-        s = self.layer_in(x).relu() + self.layer_link(x[:, ::STRIDE])
-        y = self.layer_out(s).relu()
-        loss = ((y - x) ** 2).sum()
+        loss = self.loss(self.forward(x), x)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

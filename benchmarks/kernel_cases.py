@@ -16,7 +16,10 @@ from fastae.kernels.table import ACTIVATIONS, KERNELS, Array, Constant, Kernel
 SIZES = {"n": 20, "k": 225, "m": 75, "p": 39675, "r": 20}
 OTHER_SIZE = 16  # of a dim this file has not heard of
 
-CONSTANTS = {"learning_rate": 1e-4, "stride": 3}
+CONSTANTS = {"learning_rate": 1e-4, "stride": 3, "rate": 0.2, "stddev": 0.1}
+
+#: Variances and sums of squares, which are not negative, under whatever role.
+POSITIVE = ("running_var", "inv_std", "sample_weight")
 
 
 def activations(kernel: Kernel) -> list[str]:
@@ -36,7 +39,9 @@ def constants(kernel: Kernel, activation: str) -> dict[str, object]:
             return CONSTANTS[c.name]
         if c.default is not None:
             return c.default
-        return max(1, int(c.minimum or 0)) if c.kind == "int" else max(0.01, c.minimum or 0.0)
+        if c.kind == "int":
+            return max(1, int(c.minimum or 0))
+        return max(0.01, c.minimum or 0.0, 2 * (c.above or 0.0))
 
     return {c.name: value(c) for c in kernel.constants}
 
@@ -54,12 +59,15 @@ def dims(kernel: Kernel, values: Mapping[str, object]) -> dict[str, int]:
 def _fill(kernel: Kernel, a: Array, sizes: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:
     shape = kernel.shape(a, sizes)
     if a.kind == "index":
+        if a.dims[0].isdigit():  # of fixed size it counts: updates done, and the seed
+            return np.arange(3, 3 + int(a.dims[0]))
         count = int(np.prod(shape))
         return rng.permutation(count).reshape(shape) % sizes.get("r", min(sizes.values()))
     if a.role in ("out", "work"):
         return np.full(shape, np.nan)
     # States may be second moments and losses may take logarithms: both want values inside (0, 1).
-    low, high = (0.1, 0.9) if kernel.loss or a.role == "state" else (-1.0, 1.0)
+    inside = kernel.loss or a.role == "state" or a.name in POSITIVE
+    low, high = (0.1, 0.9) if inside else (-1.0, 1.0)
     # Rounded to float32, so that both dtypes and the reference compute with the same numbers.
     return rng.uniform(low, high, shape).astype(np.float32).astype(np.float64)
 

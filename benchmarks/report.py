@@ -38,8 +38,7 @@ def markdown(run: Mapping, pictures: Sequence[str] = ()) -> str:
     if headlines:
         text += ["", "## Headline ratios", "", "| ratio of medians | measured | goal |", "|---|---:|---:|"]
     for headline in headlines:
-        goal = "" if headline.goal is None else f"{headline.goal:g}x"
-        text.append(f"| {headline.label} | {headline.ratio:.1f}x | {goal} |")
+        text.append(f"| {headline.label} | {headline.ratio:.2f}x | {headline.goal_text} |")
     if cost := summary.import_cost(rows):
         text += ["", cost + "."]
     for name in pictures:

@@ -2,10 +2,11 @@
 
 ::
 
-    python -m benchmarks.versus [--rounds N] [--json FILE]
+    python -m benchmarks.versus [--systems NAME,...] [--rounds N] [--json FILE]
 
-Training step: AutoEncNet, B=20, float32, one thread. fastae's step is an epoch in one call divided by its
-updates; PyTorch's is a loop of steps. Input layer: dense_forward against the published scalar form.
+Training step: every dense system in its published batches, float32, one thread. fastae's step is a call of
+several updates divided by them; PyTorch's, eager with fused Adam, is a loop of steps. The scalar backend
+sits out: it takes seconds to minutes. Input layer: dense_forward against the published scalar form.
 Import: fresh processes; ``import fastae`` is to add at most 50 ms to ``import numpy``.
 Losses and outputs are compared with the reference before the clock starts.
 """
@@ -27,12 +28,13 @@ from fastae import backend, historical
 from fastae.kernels.table import ACTIVATIONS
 from fastae.plots import duration
 
-from . import autoencnet as net
+from . import contenders as training
 from .kernel_cases import assert_close
 from .machine import IMPORTS, fresh_python, one_thread, unavailable
-from .summary import HISTORICAL_SCALAR, HISTORICAL_VECTOR, TORCH
+from .summary import GOALS, HISTORICAL_SCALAR, HISTORICAL_VECTOR, NUMBA_LIMIT, TORCH
 
-CHECKED = 3  # updates whose losses are compared
+#: Seconds after which a system's rounds end, once there were LEAST_ROUNDS.
+MOST_SECONDS, LEAST_ROUNDS = 30.0, 10
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,15 @@ class Result:
 
 
 def interleave(contenders: Mapping[str, Contender], rounds: int, goals: Mapping[str, float]) -> list[Result]:
-    """Let every contender have its turn, ``rounds`` times over; the first one is the reference."""
+    """Let every contender have its turn, up to ``rounds`` times over; the first one is the reference."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     busy = dict.fromkeys(contenders, 0.0)
     for contender in contenders.values():
         contender.run()
-    for _ in range(rounds):
+    begin = perf_counter()
+    for done in range(rounds):
+        if done >= LEAST_ROUNDS and perf_counter() - begin > MOST_SECONDS:
+            break
         for name, contender in contenders.items():
             own, start = process_time(), perf_counter()
             contender.run()
@@ -86,27 +91,27 @@ def interleave(contenders: Mapping[str, Contender], rounds: int, goals: Mapping[
     ]
 
 
-def training_step(missing: Mapping[str, str], milliseconds: float = 5) -> dict[str, Contender]:
-    """Contenders of the training step, PyTorch eager first, each with turns of about ``milliseconds``."""
-    problem = net.Problem()
+def training_step(system: str, missing: Mapping[str, str], milliseconds: float = 5) -> dict[str, Contender]:
+    """Contenders of a system's training step, PyTorch eager first, with turns of about ``milliseconds``."""
+    problem = training.problem(system)
     contenders: dict[str, Contender] = {}
 
     def add(name: str, losses: np.ndarray, run: Callable[[int], object]) -> None:
-        net.check_losses(losses, problem, "float32", name)
+        problem.check(losses, "float32", name)
         run(1)
         start = perf_counter()
-        run(10)
-        updates = int(milliseconds / 1e3 * 10 / (perf_counter() - start))
-        updates = min(max(updates, 1), net.UPDATES)
+        run(5)
+        updates = int(milliseconds / 1e3 * 5 / (perf_counter() - start))
+        updates = min(max(updates, 1), training.UPDATES)
         contenders[name] = Contender(lambda: run(updates), updates)
 
     if TORCH not in missing:
-        torch = net.TorchEager(problem, "float32")
-        add(TORCH, torch.losses(CHECKED), torch.train)
+        torch = training.TorchEager(problem, "float32")
+        add(TORCH, torch.losses(training.CHECKED), torch.train)
     for name in ("numpy", "numba", "cython"):
         if name not in missing:
-            ours = net.Fastae(problem, backend.load(name).module, "float32")
-            add(name, ours.losses(CHECKED), lambda n, ours=ours: ours.train(ours.order[: n * net.BATCH]))
+            ours = training.Fastae(problem, backend.load(name).module, "float32")
+            add(name, ours.losses(training.CHECKED), ours.train)
     return contenders
 
 
@@ -153,7 +158,15 @@ def table(title: str, results: Sequence[Result]) -> str:
         goal = "" if r.goal is None else f"{r.goal:g}x"
         lines.append(
             f"  {r.name:<22}{duration(r.median):>10}{duration(r.minimum):>10}"
-            f"{r.ratio:>10.1f}x{r.ratio_of_minima:>10.1f}x{goal:>8}{r.share:>7.0%}"
+            f"{r.ratio:>10.2f}x{r.ratio_of_minima:>10.2f}x{goal:>8}{r.share:>7.0%}"
+        )
+    times = {r.name: r for r in results}
+    if "numba" in times and "cython" in times:
+        ratio = times["numba"].median / times["cython"].median
+        minima = times["numba"].minimum / times["cython"].minimum
+        lines.append(
+            f"  numba takes {ratio:.2f}x the time of cython, {minima:.2f}x by minima "
+            f"(goal: at most {NUMBA_LIMIT:g}x)"
         )
     return "\n".join(lines)
 
@@ -162,36 +175,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and write JSON where asked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.versus", description=__doc__.splitlines()[0])
     parser.add_argument(
+        "--systems", default=",".join(training.SYSTEMS), help="comma-separated (default: %(default)s)"
+    )
+    parser.add_argument(
         "--rounds", type=int, default=200, help="turns of the training step (default: %(default)s)"
     )
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds: expected at least 1, given {options.rounds}")
+    systems = options.systems.split(",")
+    if unknown := set(systems) - set(training.SYSTEMS):
+        parser.error(f"--systems: expected some of {', '.join(training.SYSTEMS)}, given {sorted(unknown)}")
 
     missing = unavailable()
     with one_thread():
-        goals = {"numpy": 3.0, "numba": 5.5, "cython": 7.5} if TORCH not in missing else {}
-        step = interleave(training_step(missing), options.rounds, goals)
+        steps = {}
+        for system in systems:
+            goals = GOALS[system] if TORCH not in missing else {}
+            steps[system] = interleave(training_step(system, missing), options.rounds, goals)
+            problem, first = training.problem(system), steps[system][0].name
+            title = (
+                f"{system} training step, B={problem.batch}, float32, one thread; ratio: {first} / contender"
+            )
+            print(table(title, steps[system]), end="\n\n", flush=True)
         # A turn of the published scalar form takes longer than all others together.
         goals = {"cython float64": 4000.0, "cython float32": 8000.0}
         layer = interleave(input_layer(missing), max(3, options.rounds // 20), goals)
     start = interleave(imports(), max(5, options.rounds // 20), {})
-    first = step[0].name
-    print(table(f"AutoEncNet training step, B=20, float32, one thread; ratio: {first} / contender", step))
-    print()
     print(table(f"Input layer forward, B=20, 225 -> 75; ratio: {HISTORICAL_SCALAR} / contender", layer))
     print()
     for r in start[1:]:
         added = 1e3 * (r.minimum - start[0].minimum)
         print(f"A fresh process that imports {r.name}: {added:+.0f} ms over one that imports numpy (minima)")
-    if min(r.share for r in (*step, *layer)) < 0.95:
+    if min(r.share for results in (*steps.values(), layer) for r in results) < 0.95:
         print("The machine was BUSY (cpu under 95 %): other work interrupts long turns, not short ones, so")
         print("that ratios between the two come out too high. Run again when it is idle.")
     for name, reason in missing.items():
         print(f"missing: {name}: {reason}")
     if options.json:
-        results = {"training step": step, "input layer": layer, "import": start}
+        results = {f"training step of {name}": step for name, step in steps.items()}
+        results |= {"input layer": layer, "import": start}
         text = {title: [asdict(r) for r in rs] for title, rs in results.items()}
         options.json.write_text(json.dumps({**text, "missing": missing}, indent=2) + "\n")
     return 0

@@ -23,15 +23,36 @@ if TYPE_CHECKING:  # what type checkers and editors read instead of _HOME
         models,
         ops,
         optimizers,
+        persistence,
         plots,
         program,
     )
     from fastae.backend import available_backends, get_backend, set_backend, show_versions, use_backend
-    from fastae.callbacks import Callback, Progress
-    from fastae.layers import Activation, Dense, Parallel, Subsample
+    from fastae.callbacks import (
+        Callback,
+        Checkpoint,
+        CosineDecay,
+        EarlyStopping,
+        LearningRateSchedule,
+        Progress,
+        ReduceOnPlateau,
+        StepDecay,
+    )
+    from fastae.history import DivergenceError, History
+    from fastae.layers import (
+        Activation,
+        BatchNorm,
+        Dense,
+        Dropout,
+        GaussianNoise,
+        MaskingNoise,
+        Parallel,
+        Subsample,
+    )
     from fastae.network import Network, Recipe
-    from fastae.optimizers import SGD
-    from fastae.trainer import DivergenceError, History, Trainer
+    from fastae.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
+    from fastae.persistence import CheckpointError, load
+    from fastae.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -46,6 +67,7 @@ _HOME = {
     "models": "models",
     "ops": "ops",
     "optimizers": "optimizers",
+    "persistence": "persistence",
     "plots": "plots",
     "program": "program",
     "available_backends": "backend",
@@ -54,30 +76,61 @@ _HOME = {
     "show_versions": "backend",
     "use_backend": "backend",
     "Callback": "callbacks",
+    "Checkpoint": "callbacks",
+    "CosineDecay": "callbacks",
+    "EarlyStopping": "callbacks",
+    "LearningRateSchedule": "callbacks",
     "Progress": "callbacks",
+    "ReduceOnPlateau": "callbacks",
+    "StepDecay": "callbacks",
+    "DivergenceError": "history",
+    "History": "history",
     "Activation": "layers",
+    "BatchNorm": "layers",
     "Dense": "layers",
+    "Dropout": "layers",
+    "GaussianNoise": "layers",
+    "MaskingNoise": "layers",
     "Parallel": "layers",
     "Subsample": "layers",
     "Network": "network",
     "Recipe": "network",
     "SGD": "optimizers",
-    "DivergenceError": "trainer",
-    "History": "trainer",
+    "Adagrad": "optimizers",
+    "Adam": "optimizers",
+    "AdamW": "optimizers",
+    "RMSprop": "optimizers",
+    "CheckpointError": "persistence",
+    "load": "persistence",
     "Trainer": "trainer",
 }
 
 __all__ = [
     "SGD",
     "Activation",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "BatchNorm",
     "Callback",
+    "Checkpoint",
+    "CheckpointError",
+    "CosineDecay",
     "Dense",
     "DivergenceError",
+    "Dropout",
+    "EarlyStopping",
+    "GaussianNoise",
     "History",
+    "LearningRateSchedule",
+    "MaskingNoise",
     "Network",
     "Parallel",
     "Progress",
+    "RMSprop",
     "Recipe",
+    "ReduceOnPlateau",
+    "StepDecay",
     "Subsample",
     "Trainer",
     "__version__",
@@ -88,10 +141,12 @@ __all__ = [
     "get_backend",
     "initializers",
     "layers",
+    "load",
     "losses",
     "models",
     "ops",
     "optimizers",
+    "persistence",
     "plots",
     "program",
     "set_backend",

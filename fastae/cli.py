@@ -20,6 +20,7 @@ examples:
   fastae demo                          the main demonstration, about a minute
   fastae demo --out pictures --force   with the pictures in another folder, replacing those there
   fastae demo --data images.npz        train on your own images
+  fastae train quark_mlp               a published experiment, its figures beside the published ones
   fastae info                          backends, instruction set, threads, libraries
 
 'fastae COMMAND --help' says more about a command."""
@@ -39,6 +40,32 @@ FILE.npz holds grey images from 0 to 255, shape (n, height, width): either an ar
 one, an array 'test', or a single array. The network follows their size.
 
 Without the extras, a backend that cannot be loaded is named in the table: pip install "fastae[demo]"."""
+
+
+_TRAIN = """\
+Train a published network as published (loss, optimiser, batch size, epochs), and print its figures beside
+the published ones and beside those of an independent implementation."""
+
+_TRAIN_EXAMPLES = """\
+models:
+  quark_mlp              784-10-10-784
+  batchnorm_mlp          784-512-256-128-256-512-784, batch-normalised
+  deep_mlp               784-256-128-64-32-16-8-4 and back
+  deep_mlp_linear_code   784-256-128-32-16-10-16-32-64-128-256-784
+  autoencnet             225-75-225 with a link branch
+
+examples:
+  fastae train quark_mlp
+  fastae train deep_mlp --out run --checkpoint-every 1
+  fastae train deep_mlp --out run --checkpoint-every 1 --resume    after it was stopped
+  fastae train batchnorm_mlp --data images.npz --epochs 5
+
+FILE holds images, (n, height, width), or rows, (n, values): uint8 are grey levels from 0 to 255 and are
+scaled, floats are taken as they are. In an .npz: arrays 'train' and 'test', or a single one, of which the
+last tenth is for validation.
+
+MNIST is looked for in the folder FASTAE_DATA_DIR, then in the cache, then downloaded (pip install
+"fastae[data]"). --out needs pip install "fastae[files,plots]"."""
 
 
 class CommandError(Exception):
@@ -84,10 +111,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version and exit"
+    )
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_add_demo, _add_info):
+    for add in (_add_demo, _add_train, _add_info):
         add(commands)
     return parser
 
@@ -163,6 +192,36 @@ def _run_demo(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         force=arguments.force,
     )
+
+
+def _add_train(commands) -> None:
+    help = "train a published network as published"
+    parser = _command(commands, "train", _run_train, help, _TRAIN, _TRAIN_EXAMPLES)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="name of the network, see below")
+    add(
+        "--data",
+        metavar="DATA",
+        help="mnist, fashion_mnist, digits, FILE.npz or FILE.npy (mnist; for autoencnet digits)",
+    )
+    add("--epochs", type=_count(1), metavar="N", help="in place of the published number")
+    add("--backend", metavar="NAME", help="scalar, numpy, numba or cython (the best there is)")
+    add("--threads", type=_count(1), metavar="N", help="threads of numba or cython (1)")
+    add("--dtype", choices=("float32", "float64"), help="in place of the published one")
+    add("--batch-size", type=_count(1), metavar="N", help="in place of the published one")
+    add("--seed", type=_count(0), default=0, metavar="N", help="of all that is random (%(default)s)")
+    add("--out", type=Path, metavar="DIR", help="folder for weights, learning curve and pictures")
+    add("--checkpoint-every", type=_count(1), metavar="N", help="save every N epochs too; needs --out")
+    add("--resume", action="store_true", help="go on with the training saved in --out")
+    add("--force", action="store_true", help="replace files that are there already")
+    add("--quiet", action="store_true", help="show no progress")
+
+
+def _run_train(arguments: argparse.Namespace) -> int:
+    from fastae import train
+
+    options = {name: value for name, value in vars(arguments).items() if name not in ("run", "model")}
+    return train.run(arguments.model, **options)
 
 
 def _add_info(commands) -> None:

@@ -33,7 +33,7 @@ from fastae.cli import CommandError
 from fastae.datasets import autoencnet_data, digits_canvas
 from fastae.kernels.table import ACTIVATIONS
 from fastae.plots import duration, learning_curve, reconstructions, significant, speedup
-from fastae.program import lower
+from fastae.lowering import lower
 
 __all__ = ["AGREEMENT", "Images", "Result", "disagreement", "load_images", "run", "train"]
 

@@ -102,7 +102,7 @@ class Engine:
         return all(np.isfinite(self.program.view(self.arena, name)).all() for name in names)
 
     def save(self, into: list[Array]) -> None:
-        """Copy header, parameters that training changes and optimiser states, into `saved` or room like it."""
+        """Copy all that training changes and a batch does not overwrite, into `saved` or room like it."""
         for copy, part in zip(into, self._state, strict=True):
             np.copyto(copy, part)
 

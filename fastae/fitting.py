@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,7 @@ class Position:
         Updates of the next one that are done; all of them while only validation is missing.
     stopped : bool
         Whether a callback ended it.
-    generator : dict, optional
+    generator : mapping, optional
         State of the generator of orders before that of the epoch under way was drawn, where batch > 0.
     callbacks : sequence of object
         Those that have a state, `state_dict`.
@@ -78,7 +78,7 @@ class Position:
     epoch: int = 0
     batch: int = 0
     stopped: bool = False
-    generator: dict[str, Any] | None = None
+    generator: Mapping[str, Any] | None = None
     callbacks: Sequence[Any] = ()
     loaded: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
@@ -194,7 +194,7 @@ class Fit:
             assert position.generator is not None
             random.state = position.generator
         else:
-            position.generator = dict(random.state)
+            position.generator = random.state
         order = self.order.draw()
         if skip == self.steps:  # only its validation is missing
             return

@@ -45,7 +45,7 @@ class History:
     loss : list of float
         One for each finished epoch. For a mean loss ("mse") the mean over its rows; for a sum ("sse") the
         loss of a batch of `batch_size` rows on average, which is the mean of the losses of its batches when
-        none of them is partial. A row counts as often as its sample weight says.
+        none of them is partial. Sample weights multiply the losses of their rows and change no divisor.
     val_loss : list of float
         The same of the validation data, after each epoch, where there are any.
     seconds : list of float

@@ -13,39 +13,40 @@
 
 The thread that called `fit` stays in Python and so receives KeyboardInterrupt while compiled code runs.
 Inference changes no weights and runs where it is called.
+
+What belongs to it lies in `fastae.checks` (arguments), `fastae.engine` (program, arena, executor),
+`fastae.fitting` (the epochs of a fit), `fastae.worker` (the thread) and `fastae.persistence` (files).
 """
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from fastae import backend as backends
-from fastae import losses, optimizers
+from fastae import losses, optimizers, persistence
 from fastae.callbacks import Callback, Progress
-from fastae.checks import all_finite, integer, real_dtype, within
+from fastae.checks import Checks, Rows, integer, real_dtype
 from fastae.engine import Engine, Snapshot
 from fastae.fitting import Fit, Order, Plan, Position, combine
 from fastae.history import DivergenceError, History
 from fastae.layers import GaussianNoise, MaskingNoise, real_number
 from fastae.network import SAMPLINGS, Network
+from fastae.persistence import CheckpointError, State
 from fastae.program import Program
 from fastae.worker import Job, Worker
 
 __all__ = ["DivergenceError", "History", "Trainer"]
 
 Array = npt.NDArray[Any]
-
-#: Rows with their targets and their weights, where there are any.
-Rows = tuple[Array, Array | None, Array | None]
 
 #: Seconds between two looks at the control block. The end of an epoch needs no look: it wakes who waits.
 _POLL = 0.05
@@ -61,9 +62,9 @@ class Trainer:
     net : Network
         What to train.
     loss : str or Loss
-        What training makes small: "mse" or "sse".
+        What training makes small: a key of `fastae.losses.LOSSES`, such as "mse" or "bce".
     optimizer : Optimizer or str
-        How.
+        How; Adam with a learning rate of 1e-3 when not given.
     batch_size : int
         Rows of a batch, >= 1; the last one of an epoch may have fewer. Inference goes by batches of it too.
     backend : str, Backend or None
@@ -74,13 +75,16 @@ class Trainer:
     n_threads : int or None
         Threads of the backend's executor, >= 1; None: 1. "scalar" and "numpy" take 1 alone.
     seed : int or None
-        Of initial weights and batches, 0 <= seed < 2**63: the same seed gives the same result on the same
-        backend. None: drawn at random.
+        Of initial weights, batches, noise and dropout, 0 <= seed < 2**63: the same seed gives the same result
+        on the same backend. None: drawn at random.
+    noise : GaussianNoise, MaskingNoise or None
+        Put on the rows of each batch in training, anew each time, while the loss compares the output with
+        the rows as they are, or with the target: so a denoiser is trained.
 
     Attributes
     ----------
     seed_ : int
-        The seed in use.
+        The seed in use. Noise and dropout are functions of it and of the number of updates done.
     history : History
         Of the last fit; an empty one before.
 
@@ -112,6 +116,7 @@ class Trainer:
         dtype: npt.DTypeLike = "float32",
         n_threads: int | None = None,
         seed: int | None = None,
+        noise: GaussianNoise | MaskingNoise | None = None,
     ) -> None:
         if not isinstance(net, Network):
             raise TypeError(f"net: expected a Network, given {type(net).__name__}")
@@ -122,22 +127,28 @@ class Trainer:
         self.net: Final = net
         self.loss: Final = losses.resolve(loss)
         self.optimizer: Final = optimizers.resolve(optimizer)
-        self.batch_size: Final = _integer("batch_size", batch_size, 1)
+        self.batch_size: Final = integer("batch_size", batch_size, 1)
         self.backend = backend
-        self.dtype: Final = _real(dtype)
-        self.n_threads: Final = None if n_threads is None else _integer("n_threads", n_threads, 1, 1024)
-        self.seed_ = secrets.randbits(32) if seed is None else _integer("seed", seed, 0, 2**63 - 1)
+        self.dtype: Final = real_dtype(dtype)
+        self.n_threads: Final = None if n_threads is None else integer("n_threads", n_threads, 1, 1024)
+        self.seed_ = secrets.randbits(32) if seed is None else integer("seed", seed, 0, 2**63 - 1)
+        if noise is not None and not isinstance(noise, GaussianNoise | MaskingNoise):
+            raise TypeError(f"noise: expected GaussianNoise, MaskingNoise or None, given {noise!r:.50}")
+        self.noise: Final = noise
+        self._checks: Final = Checks(net, self.loss, self.dtype, self.batch_size)
         self.history = History()
 
         # Another stream than that of the weights, which are those of net.initial_weights(seed).
         (stream,) = np.random.SeedSequence(self.seed_).spawn(1)
         self._orders = np.random.Generator(np.random.PCG64(stream))
-        self._initial = net.initial_weights(self.seed_, self.dtype.name)
-        self._engines: dict[str, _Engine] = {}
-        self._current: _Engine | None = None  # holds the weights; None: they are the initial ones
+        self._learning_rate = self.optimizer.constants["learning_rate"]
+        self._start = Snapshot(net.initial_weights(self.seed_, self.dtype.name), self.seed_)
+        self._engines: dict[str, Engine] = {}
+        self._current: Engine | None = None  # holds the weights; None: they are those of _start
+        self._position: Position | None = None  # of the last fit, while it can be resumed
         self._lock = threading.RLock()
-        self._worker: _Worker | None = None
-        self._job: _Job | None = None
+        self._worker: Worker | None = None
+        self._job: Job | None = None
         self._watching = False
         self._fitting = False
 
@@ -178,7 +189,7 @@ class Trainer:
         """Copies of every parameter by name, fixed ones too."""
         with self._exclusive():
             if self._current is None:
-                return {name: value.copy() for name, value in self._initial.items()}
+                return {name: value.copy() for name, value in self._start.weights.items()}
             return self._current.program.read_weights(self._current.arena)
 
     def set_weights(self, weights: Mapping[str, npt.ArrayLike]) -> None:
@@ -200,6 +211,80 @@ class Trainer:
         with self._exclusive():
             engine = self._engine()
             engine.program.write_weights(engine.arena, weights)
+            self._forget_position()
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next updates, > 0; that of the optimiser until it is set.
+
+        Setting it holds until it is set again, also over several fits; the schedules of `fastae.callbacks`
+        set it after each epoch.
+        """
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        rate = real_number("learning_rate", rate, 0, open_low=True)
+        with self._exclusive():
+            self._learning_rate = rate
+            if self._current is not None:
+                self._current.set_learning_rate(rate)
+
+    # Files ------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all that training goes on from to a file.
+
+        That is the declaration, the weights, the state of the optimiser, running statistics, the state of
+        the random numbers, the history, and where a fit is that is under way or was interrupted.
+        `fastae.load` reads it.
+
+        Parameters
+        ----------
+        path : str or path
+            The file, in the safetensors format. It is replaced as a whole: whatever happens, there is the
+            old file or the new one. (A kill while it is written also leaves ``.<name>.<digits>.tmp``.)
+
+        Raises
+        ------
+        ImportError
+            Without safetensors (``pip install "fastae[files]"``).
+        OSError
+            When the file cannot be written.
+        """
+        with self._exclusive():
+            persistence.write(path, self._state())
+
+    def _state(self) -> State:
+        current = self._current
+        return State(
+            network=self.net,
+            loss=self.loss,
+            optimizer=self.optimizer,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+            noise=self.noise,
+            backend=self.backend.name if isinstance(self.backend, backends.Backend) else self.backend,
+            n_threads=self.n_threads,
+            learning_rate=self._learning_rate,
+            snapshot=self._start if current is None else current.read(),
+            generator=self._orders.bit_generator.state,
+            history=self.history,
+            position=self._position,
+        )
+
+    def _take(self, state: State) -> None:
+        """Go on from a state of the same declaration."""
+        if self._current is not None:
+            self._current.write(state.snapshot)
+            self._current.set_learning_rate(state.learning_rate)
+        else:
+            self._start = state.snapshot
+        self._learning_rate = state.learning_rate
+        self.seed_ = state.snapshot.seed
+        self._orders.bit_generator.state = state.generator
+        self.history = state.history
+        self._position = state.position
 
     # Inference --------------------------------------------------------------------------------------------
 
@@ -233,12 +318,14 @@ class Trainer:
         """Compute the outputs for the rows of X, (N, *output_shape); otherwise as `encode`."""
         return self._infer("reconstruct", "X", X, self.net.input_shape, self.net.output_shape, out)
 
-    def evaluate(self, X: Array, target: Array | None = None) -> float:
+    def evaluate(
+        self, X: Array, target: Array | None = None, sample_weight: npt.ArrayLike | None = None
+    ) -> float:
         """Compute the loss of the rows of X, on the scale of `History.loss`.
 
         Parameters
         ----------
-        X, target
+        X, target, sample_weight
             As of `fit`.
 
         Returns
@@ -247,8 +334,8 @@ class Trainer:
             Infinity or NaN when a batch's loss is.
         """
         with self._exclusive():
-            data, wanted = self._pair("X", X, "target", target)
-            return self._evaluate(self._engine(), data, wanted, self._call)
+            rows = self._checks.triple(("X", X), ("target", target), ("sample_weight", sample_weight))
+            return self._evaluate(self._engine(), rows, self._call)
 
     # Training ---------------------------------------------------------------------------------------------
 
@@ -260,9 +347,12 @@ class Trainer:
         validation_data: Array | tuple[Array, Array] | None = None,
         callbacks: Iterable[Callback] = (),
         *,
+        validation_split: float | None = None,
+        sample_weight: npt.ArrayLike | None = None,
         sampling: str = "shuffle",
         steps_per_epoch: int | None = None,
         verbose: int = 0,
+        resume: bool | str | os.PathLike[str] = False,
     ) -> History:
         """Train, beginning with the weights the trainer holds.
 
@@ -273,11 +363,16 @@ class Trainer:
         target : ndarray of the trainer's dtype, (N, *output_shape) or (N, features), C-contiguous, optional
             What the output is to be; X itself when not given.
         epochs : int
-            Rounds, >= 1.
-        validation_data : ndarray like X, or tuple (X, target), optional
+            Rounds, >= 1; of a fit that is resumed, all of them.
+        validation_data : ndarray like X, or tuple (X, target) or (X, target, sample_weight), optional
             Evaluated after each epoch. With a `target`, a tuple.
         callbacks : iterable of Callback
             Called at the end of each epoch, and more; see `fastae.callbacks`.
+        validation_split : float, optional
+            Share of the rows, in (0, 1), that is held back as validation data instead: the last ones, as
+            they lie.
+        sample_weight : array of real numbers, (N,), optional
+            Factor of each row's loss, finite and >= 0. A mean loss still divides by the number of rows.
         sampling : str
             "shuffle": every row once an epoch, in random order; "replacement": N rows drawn at random, some
             more than once; "sequential": every row once, as they lie.
@@ -286,6 +381,11 @@ class Trainer:
             more than ceil(N / batch_size), the default.
         verbose : int
             0: silent; 1: a progress bar (tqdm if it is installed); 2: a line for each epoch.
+        resume : bool, str or path
+            True: go on with the last fit of this trainer, or of the file it was loaded from, at the batch
+            where it was interrupted. A path: do so from that checkpoint, whose network and training must be
+            this trainer's. Everything else is given as it was: on the same backend the result has the bits
+            of a fit that was never interrupted. Only the history's seconds differ.
 
         Returns
         -------
@@ -296,149 +396,152 @@ class Trainer:
         ------
         TypeError, ValueError
             When an argument is not as stated; nothing has changed then.
+        CheckpointError
+            A ValueError: when the file is damaged, of a newer version or of another training.
         DivergenceError
             When a loss or a weight is not finite. The trainer then holds the last finite weights.
         KeyboardInterrupt
             After Ctrl-C. Updates done so far stay and `history` holds their losses.
         """
-        epochs = _integer("epochs", epochs, 1)
+        epochs = integer("epochs", epochs, 1)
         if not isinstance(sampling, str) or sampling not in SAMPLINGS:
             raise ValueError(f"sampling: expected one of {', '.join(SAMPLINGS)}, given {sampling!r}")
-        if _integer("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2):
-            callbacks = (Progress(verbose), *_checked_callbacks(callbacks))
-        else:
-            callbacks = _checked_callbacks(callbacks)
+        told = _checked_callbacks(callbacks)
+        if integer("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2):
+            told = (Progress(verbose), *told)
         with self._exclusive():
-            data, wanted = self._pair("X", X, "target", target)
-            validation = self._validation(validation_data, wanted is not None)
-            draw, n_rows = self._sampler(len(data), sampling, steps_per_epoch)
+            rows, validation = self._checks.split(X, target, sample_weight, validation_data, validation_split)
+            n = len(rows[0])
+            steps, count = self._checks.steps(n, sampling, steps_per_epoch)
+            held = 0 if validation is None else len(validation[0])
+            plan = Plan(n, held, sampling, steps, rows[1] is not None, rows[2] is not None)
+            _check_monitors(told, validation is not None)
             engine = self._engine()
-            routine = engine.program.routine("train", wanted is not None)
-            if not routine.trains:
-                raise ValueError("net: expected a network with trainable parameters, given one without")
-            training = _Training(self, engine, routine, data, wanted, draw, n_rows, epochs)
-            self.history = history = training.history
-            # Where nobody looks in between, one job does it all: handing over costs as much as an update.
-            at_once = 1 if callbacks or validation is not None else epochs
-            report = _reporter(training, callbacks)
+            self._check_batches(engine, count)
+            stateful = [c for c in told if hasattr(c, "state_dict")]
+            position, history = self._resumed(resume, plan, stateful) or (Position(plan), History())
+            position.callbacks = stateful
+            self.history, self._position = history, position
+            order = Order(self._orders, n, count, sampling)
+            fit = Fit(engine, *rows, order, epochs, position, history)
             nested, self._fitting = self._fitting, True
             try:
-                for epoch in range(at_once, epochs + 1, at_once):
-                    self._watch(lambda: training.run(at_once), training.control, report)
-                    if report is not None:
-                        report()
-                    logs = {"loss": history.loss[-1], "seconds": history.seconds[-1]}
-                    if validation is not None:
-                        logs["val_loss"] = self._evaluate(engine, *validation, self._watch)
-                        history.val_loss.append(logs["val_loss"])
-                    # A list: all of them are told, even if the first wants to stop.
-                    wishes = [callback.on_epoch_end(self, epoch, dict(logs)) for callback in callbacks]
-                    if any(wishes):
-                        break
+                _tell(told, "on_fit_begin", self, position.epoch)
+                try:
+                    self._run(fit, validation, told)
+                finally:
+                    self._fitting = nested
+                    self.history, self._position = history, position
+                _tell(told, "on_fit_success", self)
+            except DivergenceError:
+                self._position = None  # the weights are of no batch's end
+                raise
             finally:
                 self._fitting = nested
-                for callback in callbacks:
-                    on_fit_end = getattr(callback, "on_fit_end", None)
-                    if on_fit_end is not None:
-                        on_fit_end(self)
+                _tell(told, "on_fit_end", self)
         return history
 
-    # Checks -----------------------------------------------------------------------------------------------
+    def _run(self, fit: Fit, validation: Rows | None, callbacks: tuple[Callback, ...]) -> None:
+        """Run the epochs of a fit that are left."""
+        position, history = fit.position, fit.history
+        report = _reporter(fit, callbacks)
+        if report is not None and fit.done:
+            report()
+        # Where nobody looks in between, one job does it all: handing over costs as much as an update.
+        together = not callbacks and validation is None
+        while position.epoch < fit.epochs and not position.stopped:
+            at_once = fit.epochs - position.epoch if together else 1
+            self._watch(partial(fit.run, at_once), fit.control, report)
+            if report is not None:
+                report()
+            logs = {"loss": history.loss[-1], "seconds": history.seconds[-1]}
+            if validation is not None:
+                logs["val_loss"] = self._evaluate(fit.engine, validation, self._watch)
+                history.val_loss.append(logs["val_loss"])
+            fit.end_epoch()
+            for last in (False, True):
+                self.history, self._position = history, position  # a fit in a callback has its own
+                group = [c for c in callbacks if bool(getattr(c, "comes_last", False)) is last]
+                # A list: all of them are told, even if the first wants to stop.
+                wishes = [callback.on_epoch_end(self, position.epoch, dict(logs)) for callback in group]
+                position.stopped |= any(wishes)
 
-    def _rows(self, name: str, X: Any, shape: tuple[int, ...], *, finite: bool = True) -> Array:
-        """X as a matrix, a row for each of its rows, by a view; or an error that names it."""
-        if not isinstance(X, np.ndarray) or isinstance(X, np.ma.MaskedArray):
-            raise TypeError(f"{name}: expected a numpy.ndarray, given {type(X).__name__}")
-        if X.dtype != self.dtype:
-            raise TypeError(
-                f"{name}: expected dtype {self.dtype}, as the trainer has, given {X.dtype}; "
-                f"{name}.astype({self.dtype.name!r}) converts it"
-            )
-        width = math.prod(shape)
-        if X.shape[1:] != shape and X.shape[1:] != (width,):
-            shaped = f"(N, {', '.join(map(str, shape))})" + (f" or (N, {width})" if len(shape) > 1 else "")
-            raise ValueError(f"{name}: expected shape {shaped}, given {X.shape}")
-        if not len(X):
-            raise ValueError(f"{name}: expected one or more rows, given shape {X.shape}")
-        if not (X.flags.c_contiguous and X.flags.aligned):
-            raise ValueError(
-                f"{name}: expected a C-contiguous, aligned array, given strides {X.strides}; "
-                f"numpy.ascontiguousarray makes one"
-            )
-        rows = X.view(np.ndarray).reshape(len(X), width)
-        if finite and not _all_finite(flat := rows.reshape(-1)):
-            for start in range(0, flat.size, _CHUNK):
-                bad = np.flatnonzero(~np.isfinite(flat[start : start + _CHUNK]))
-                if bad.size:
-                    row, column = divmod(start + int(bad[0]), width)
-                    raise ValueError(
-                        f"{name}: expected finite values, given {rows[row, column]} "
-                        f"in row {row}, column {column}"
-                    )
-        return rows
+    def partial_fit(
+        self, X: Array, target: Array | None = None, sample_weight: npt.ArrayLike | None = None
+    ) -> float:
+        """Train on the rows of X once, in batches as they lie, beginning with what the trainer holds.
 
-    def _pair(self, name: str, X: Any, target_name: str, target: Any) -> tuple[Array, Array | None]:
-        data = self._rows(name, X, self.net.input_shape)
-        if target is None:
-            if self.net.input_shape != self.net.output_shape:
-                raise ValueError(
-                    f"{target_name}: expected an array, since the output has another shape than the input "
-                    f"({self.net.output_shape}, {self.net.input_shape}), given None"
-                )
-            return data, None
-        wanted = self._rows(target_name, target, self.net.output_shape)
-        if len(wanted) != len(data):
-            raise ValueError(f"{target_name}: expected {len(data)} rows, as {name} has, given {len(wanted)}")
-        return data, wanted
+        So data that come in portions, or that no memory can hold, are learned: weights, the state of the
+        optimiser and the learning rate go on from call to call. `history` stays that of the last fit.
 
-    def _validation(self, given: Any, with_target: bool) -> tuple[Array, Array | None] | None:
-        if given is None:
+        Parameters
+        ----------
+        X, target, sample_weight
+            As of `fit`.
+
+        Returns
+        -------
+        float
+            Loss of these rows, on the scale of `History.loss`.
+
+        Raises
+        ------
+        TypeError, ValueError, DivergenceError, KeyboardInterrupt
+            As `fit` does.
+        """
+        with self._exclusive():
+            rows = self._checks.triple(("X", X), ("target", target), ("sample_weight", sample_weight))
+            n = len(rows[0])
+            engine = self._engine()
+            self._check_batches(engine, n)
+            self._forget_position()
+            steps, count = self._checks.steps(n, "sequential", None)
+            plan = Plan(n, 0, "sequential", steps, rows[1] is not None, rows[2] is not None)
+            order = Order(self._orders, n, count, "sequential")
+            fit = Fit(engine, *rows, order, 1, Position(plan), History())
+            self._watch(partial(fit.run, 1), fit.control)
+            return fit.history.loss[0]
+
+    def _resumed(self, resume: Any, plan: Plan, callbacks: list[Any]) -> tuple[Position, History] | None:
+        """Take up a fit where it was left; None for one that is new. On an error nothing has changed."""
+        if resume is False or resume is None:
             return None
-        if isinstance(given, tuple):
-            if len(given) != 2:
-                raise ValueError(f"validation_data: expected X or (X, target), given a tuple of {len(given)}")
-            return self._pair("validation_data[0]", given[0], "validation_data[1]", given[1])
-        if with_target:
-            raise ValueError("validation_data: expected (X, target), since a target is given, given X alone")
-        return self._pair("validation_data", given, "target of validation_data", None)
+        state = None
+        if resume is True:
+            position, history = self._position, self.history
+            if position is None:
+                raise ValueError(
+                    "resume: expected the path of a checkpoint, or True where the last fit can go on; "
+                    "given True, and this trainer has no such fit"
+                )
+        else:
+            state = persistence.read(resume)
+            if wrong := state.difference(self):
+                raise CheckpointError(os.fspath(resume), "mismatch", wrong)
+            position, history = state.position, state.history
+            if position is None:
+                raise CheckpointError(os.fspath(resume), "mismatch", "it holds no fit to go on with")
+        if wrong := position.plan.difference(plan):
+            raise ValueError(
+                f"resume: expected the data and the arguments of the fit that is to go on, which had {wrong}"
+            )
+        states = position.states()
+        names, given = [name for name, _ in states], [type(c).__name__ for c in callbacks]
+        if names != given:
+            raise ValueError(
+                f"callbacks: expected {', '.join(names) or 'none'} of those that have a state, as in the fit "
+                f"that is to go on, given {', '.join(given) or 'none'}"
+            )
+        for callback, (_, values) in zip(callbacks, states, strict=True):
+            callback.load_state_dict(values)
+        if state is not None:
+            self._take(state)
+        return position, history
 
-    def _out(self, out: Any, shape: tuple[int, ...], source: Array) -> Array:
-        if out is None:
-            return np.empty(shape, self.dtype)
-        if not isinstance(out, np.ndarray):
-            raise TypeError(f"out: expected a numpy.ndarray, given {type(out).__name__}")
-        if out.dtype != self.dtype:
-            raise TypeError(f"out: expected dtype {self.dtype}, as the trainer has, given {out.dtype}")
-        if out.shape != shape:
-            raise ValueError(f"out: expected shape {shape}, given {out.shape}")
-        if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
-            raise ValueError("out: expected a C-contiguous, aligned, writable array, given one that is not")
-        if np.may_share_memory(out, source):  # exact: both are contiguous
-            raise ValueError("out: expected memory of its own, given an array that overlaps the input")
-        return out
-
-    def _sampler(
-        self, n: int, sampling: str, steps: int | None
-    ) -> tuple[Callable[[], npt.NDArray[np.int64] | None], int]:
-        """Make a function that gives the order of an epoch; with the number of rows of an epoch."""
-        count = n
-        if steps is not None:
-            steps = _integer("steps_per_epoch", steps, 1)
-            count = steps * self.batch_size
-            if sampling != "replacement":
-                most = -(-n // self.batch_size)
-                if steps > most:
-                    raise ValueError(
-                        f"steps_per_epoch: expected at most {most} with sampling={sampling!r} and {n} rows, "
-                        f"given {steps}; use more epochs, or sampling='replacement'"
-                    )
-                count = min(count, n)
-        draw = self._orders
-        if sampling == "replacement":
-            return (lambda: draw.integers(0, n, count)), count
-        if sampling == "shuffle":
-            return (lambda: draw.permutation(n)[:count].astype(np.int64, copy=False)), count
-        return (lambda: None if count == n else np.arange(count, dtype=np.int64)), count
+    def _forget_position(self) -> None:
+        """The weights are not those of the last fit any more; within one, they are its own."""
+        if not self._fitting:
+            self._position = None
 
     # Running ----------------------------------------------------------------------------------------------
 
@@ -454,7 +557,7 @@ class Trainer:
                 self._job = None
             yield
 
-    def _engine(self) -> _Engine:
+    def _engine(self) -> Engine:
         """Find or make the engine of the backend in effect, and have it hold the weights."""
         if self._fitting:  # resolved when the fit began; a callback asks for it
             assert self._current is not None
@@ -462,16 +565,37 @@ class Trainer:
         backend = backends.resolve(self.backend)
         engine = self._engines.get(backend.name)
         if engine is None or engine.backend is not backend:
-            engine = self._engines[backend.name] = _Engine(self, backend)
+            engine = self._engines[backend.name] = Engine(
+                backend,
+                self.net,
+                batch_size=self.batch_size,
+                loss=self.loss,
+                optimizer=self.optimizer,
+                dtype=self.dtype,
+                noise=self.noise,
+                n_threads=self.n_threads or 1,
+            )
         if engine is not self._current:
             if self._current is None:
-                engine.program.write_weights(engine.arena, self._initial)
-                engine.header[1] = self.seed_
+                engine.write(self._start)
             else:
                 engine.carry_over(self._current)
+            engine.set_learning_rate(self._learning_rate)
             self._current = engine
-            self._initial = {}
+            self._start = Snapshot({}, self.seed_)
         return engine
+
+    def _check_batches(self, engine: Engine, count: int) -> None:
+        """See that the engine trains, and can on each batch of an epoch of so many rows."""
+        if not engine.program.routine("train", True).trains:
+            raise ValueError("net: expected a network with trainable parameters, given one without")
+        smallest = min(count % self.batch_size or self.batch_size, count)
+        if smallest < engine.program.needs_rows:
+            raise ValueError(
+                f"X: expected batches of {engine.program.needs_rows} rows or more, since the network has "
+                f"batch normalisation; given {count} rows an epoch in batches of {self.batch_size}, "
+                f"the last of which has {smallest}; use another batch_size or another number of rows"
+            )
 
     def _infer(
         self,
@@ -483,8 +607,8 @@ class Trainer:
         out: Array | None,
     ) -> Array:
         with self._exclusive():
-            data = self._rows(argument, X, shape, finite=False)
-            out = self._out(out, (len(data), *output_shape), data)
+            data = self._checks.rows(argument, X, shape, finite=False)
+            out = self._checks.out(out, (len(data), *output_shape), data)
             engine = self._engine()
             flat = out.view(np.ndarray).reshape(len(data), -1)
             engine.executor.run(engine.program.routine(name), data, None, None, out=flat)
@@ -492,29 +616,23 @@ class Trainer:
 
     def _evaluate(
         self,
-        engine: _Engine,
-        data: Array,
-        target: Array | None,
+        engine: Engine,
+        rows: Rows,
         run: Callable[[Callable[[], None], npt.NDArray[np.int64]], None],
     ) -> float:
-        routine = engine.program.routine("evaluate", target is not None)
+        data, target, weights = rows
+        routine = engine.program.routine("evaluate", target is not None, weights is not None)
         batch_loss = np.empty(-(-len(data) // self.batch_size))
         control = np.zeros(8, np.int64)
         control[2] = -1
+        call = engine.executor.run
         run(
-            lambda: engine.executor.run(routine, data, target, None, losses=batch_loss, control=control),
+            lambda: call(routine, data, target, None, weights=weights, losses=batch_loss, control=control),
             control,
         )
         if control[2] >= 0:
             return float(batch_loss[control[2]])
-        return self._combine(batch_loss, len(data))
-
-    def _combine(self, batch_loss: npt.NDArray[np.float64], n: int) -> float:
-        """Loss of n rows from those of their batches, of which the last may be partial."""
-        if self.loss.reduction == "sum":
-            return float(batch_loss.sum()) * self.batch_size / n
-        last = n - (len(batch_loss) - 1) * self.batch_size
-        return float(batch_loss[:-1].sum() * self.batch_size + batch_loss[-1] * last) / n
+        return combine(batch_loss, len(data), self.batch_size, self.loss.reduction)
 
     @staticmethod
     def _call(call: Callable[[], None], control: npt.NDArray[np.int64]) -> None:
@@ -528,9 +646,9 @@ class Trainer:
     ) -> None:
         """Make a call on the worker thread and wait for its end, which an exception here makes come soon."""
         if self._worker is None or self._worker.process != os.getpid():
-            self._worker = _Worker(self)
+            self._worker = Worker(self)
         put = self._worker.put
-        self._job = job = _Job(call)
+        self._job = job = Job(call)
         self._watching = True
         try:
             put(job)
@@ -552,7 +670,15 @@ class Trainer:
             raise job.error
 
 
-def _reporter(training: _Training, callbacks: Iterable[Callback]) -> Callable[[], None] | None:
+def _tell(callbacks: Iterable[Callback], event: str, *arguments: Any) -> None:
+    """Call a method of the callbacks that have it."""
+    for callback in callbacks:
+        method = getattr(callback, event, None)
+        if method is not None:
+            method(*arguments)
+
+
+def _reporter(fit: Fit, callbacks: Iterable[Callback]) -> Callable[[], None] | None:
     """Make what tells the callbacks how far it is; None if none of them asks."""
     reports = [r for c in callbacks if (r := getattr(c, "on_progress", None)) is not None]
     if not reports:
@@ -561,9 +687,9 @@ def _reporter(training: _Training, callbacks: Iterable[Callback]) -> Callable[[]
 
     def report() -> None:
         nonlocal told
-        told = max(told, training.done)  # between two epochs it may be looked at half set
+        told = max(told, fit.done)  # between two epochs it may be looked at half set
         for on_progress in reports:
-            on_progress(told, training.total)
+            on_progress(told, fit.total)
 
     return report
 
@@ -578,3 +704,16 @@ def _checked_callbacks(callbacks: Any) -> tuple[Callback, ...]:
                 f"callbacks[{i}]: expected an object with on_epoch_end, given {type(callback).__name__}"
             )
     return found
+
+
+def _check_monitors(callbacks: tuple[Callback, ...], validation: bool) -> None:
+    known = ("loss", "seconds", "val_loss") if validation else ("loss", "seconds")
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor not in known:
+            raise ValueError(
+                f"callbacks: expected validation data, since {type(callback).__name__} looks at {monitor!r}, "
+                "given none"
+                if monitor == "val_loss"
+                else f"callbacks: {type(callback).__name__} looks at {monitor!r}; known: {', '.join(known)}"
+            )

@@ -62,6 +62,17 @@ def make_case() -> type[Case]:
     return Case
 
 
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, on one thread; without it a test is skipped, but where CI has it, it fails."""
+    if os.environ.get("CI_TORCH"):
+        import torch
+    else:
+        torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    return torch
+
+
 class Guarded:
     """An array in the middle of a block of bytes that nobody may touch.
 
@@ -198,13 +209,14 @@ class Case:
                 arguments.append(backend.prepare(array) if backend.prepare else array)
         with np.errstate(all="ignore"):
             returned = backend.kernels[self.row.name](*arguments)
-        assert returned is None, f"{self}: a kernel returns nothing"
+        label = str(self)
+        assert returned is None, f"{label}: a kernel returns nothing"
         for a in self.row.arrays:
             if a.name in arrays:
-                arrays[a.name].check(f"{self}: {a.name}")
+                arrays[a.name].check(f"{label}: {a.name}")
                 if not a.written:
                     assert_same_bits(
-                        arrays[a.name].array, self.inputs[a.name], f"{self}: {a.name} was changed"
+                        arrays[a.name].array, self.inputs[a.name], f"{label}: {a.name} was changed"
                     )
         return {a.name: arrays[a.name].array for a in self.results}
 

@@ -55,7 +55,9 @@ def test_module_is_the_command():
     assert (done.returncode, done.stdout) == (0, f"fastae {fastae.__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("demo", "--help"), ("info", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("demo", "--help"), ("train", "--help"), ("info", "--help")]
+)
 def test_help(run, arguments):
     status, out, err = run(*arguments)
     assert (status, err) == (0, "")

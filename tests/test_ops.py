@@ -7,6 +7,7 @@ kernels fail the test, so none of them reaches a kernel.
 from __future__ import annotations
 
 import inspect
+import itertools
 import pickle
 import re
 from types import ModuleType
@@ -66,35 +67,42 @@ def test_gives_what_the_kernel_gives(make_case, same_bits, loaded, row, dtype):
     case = make(make_case, row, dtype)
     expected = case.run(loaded)
 
-    def compare(returned):
+    def compare(returned, arrays):
+        """The outputs, or the states where there are none, are returned; states change in either case."""
         results = returned if isinstance(returned, tuple) else (returned,)
-        assert len(results) == len(case.results)
-        for a, result in zip(case.results, results, strict=True):
+        for a, result in zip(row.outputs or case.results, results, strict=True):
             same_bits(result, expected[a.name], a.name)
-        return results
+        for a in (a for a in case.results if a.role == "state"):
+            same_bits(arrays[a.name], expected[a.name], a.name)
+        return zip(row.outputs or case.results, results, strict=True)
 
     arrays = {name: guarded.array for name, guarded in case.allocate().items()}
-    compare(call(**case.keywords(arrays), backend=loaded.name))
+    compare(call(**case.keywords(arrays), backend=loaded.name), arrays)
 
     arrays = {name: guarded.array for name, guarded in case.allocate().items()}
     out = {"out": case.out(arrays)} if row.outputs else {}
-    returned = call(**case.keywords(arrays), **out, backend=loaded.name)
-    for a, result in zip(case.results, compare(returned), strict=True):
+    for a, result in compare(call(**case.keywords(arrays), **out, backend=loaded.name), arrays):
         assert result is arrays[a.name], f"{a.name} is not the array passed"
+
+
+def optional_groups(row: Kernel) -> list[tuple[Array, ...]]:
+    """Optional arrays that are left out together: the states of one parameter are."""
+    states = tuple(a for a in row.arrays if a.optional and a.role == "state")
+    return [(a,) for a in row.arrays if a.optional and a.role != "state"] + ([states] if states else [])
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if any(a.optional for a in r.arrays)], ids=by_name)
 def test_optional_arrays_may_be_none(make_case, same_bits, loaded, row, dtype):
-    for absent in (a for a in row.arrays if a.optional):
-        case = make(make_case, row, dtype, absent=[absent.name])
+    for absent in optional_groups(row):
+        case = make(make_case, row, dtype, absent=[a.name for a in absent])
         expected = case.run(loaded)
         arrays = {name: guarded.array for name, guarded in case.allocate().items()}
-        keywords = case.keywords(arrays) | ({"out": case.out(arrays)} if absent.role == "out" else {})
+        keywords = case.keywords(arrays) | ({"out": case.out(arrays)} if absent[0].role == "out" else {})
         returned = getattr(ops, row.name)(**keywords, backend=loaded)
         results = returned if isinstance(returned, tuple) else (returned,)
         names = [a.name for a in row.outputs or row.arrays if a.role in ("out", "state")]
         for name, result in zip(names, results, strict=True):
-            if name == absent.name:
+            if any(a.name == name for a in absent):
                 assert result is None
             else:
                 same_bits(result, expected[name], name)
@@ -318,16 +326,67 @@ def test_refuses_out(make_case, never, row, wrong):
     refused(getattr(ops, row.name), case, arrays, never, naming=("out",), out=bad)
 
 
-@pytest.mark.parametrize("row", [r for r in ROWS if any(a.kind == "index" for a in r.given)], ids=by_name)
-def test_refuses_index_out_of_range(make_case, never, row):
+def with_indices(counts: bool) -> list[object]:
+    """Rows and index arrays that count something, which are of fixed size, or that have rows of the first."""
+    return [
+        pytest.param(row, a, id=f"{row.name}-{a.name}")
+        for row in ROWS
+        for a in row.given
+        if a.kind == "index" and a.dims[0].isdigit() == counts
+    ]
+
+
+@pytest.mark.parametrize(("row", "a"), with_indices(counts=False))
+def test_refuses_index_out_of_range(make_case, never, row, a):
     case = make(make_case, row)
     rows = len(case.inputs[row.arrays[0].name])
-    for a in (a for a in row.given if a.kind == "index"):
-        for wrong in (-1, rows, np.iinfo(np.int64).max, np.iinfo(np.int64).min):
+    for wrong in (-1, rows, np.iinfo(np.int64).max, np.iinfo(np.int64).min):
+        arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+        bad = arrays[a.name].copy()
+        bad[-1] = wrong
+        refused(getattr(ops, row.name), case, arrays, never, naming=(a.name,), **{a.name: bad})
+
+
+@pytest.mark.parametrize(("row", "a"), with_indices(counts=True))
+def test_refuses_negative_count(make_case, never, row, a):
+    case = make(make_case, row)
+    for place in range(int(a.dims[0])):
+        for wrong in (-1, np.iinfo(np.int64).min):
             arrays = {name: guarded.array for name, guarded in case.allocate().items()}
             bad = arrays[a.name].copy()
-            bad[-1] = wrong
+            bad[place] = wrong
             refused(getattr(ops, row.name), case, arrays, never, naming=(a.name,), **{a.name: bad})
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r.at_least], ids=by_name)
+def test_refuses_too_few(make_case, never, row):
+    for dim, least in row.at_least.items():
+        for size in range(1, least):
+            dims = {d: DIMS.get(d, 8) for d in row.dims if d not in row.derived} | {dim: size}
+            case = make_case(row, dims)
+            arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+            refused(
+                getattr(ops, row.name), case, arrays, never, naming=(f"{dim} >= {least}", f"{dim}={size}")
+            )
+
+
+def test_refuses_batchnorm_of_one_row():
+    x, *others = np.ones((1, 3)), *np.ones((4, 3))
+    with pytest.raises(
+        ValueError, match=r"^batchnorm_forward: x: expected shape \(n, m\) with n >= 2, given n=1$"
+    ):
+        ops.batchnorm_forward(x, *others)
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if any(len(g) > 1 for g in optional_groups(r))], ids=by_name)
+def test_refuses_some_of_what_belongs_together(make_case, never, row):
+    together = optional_groups(row)[-1]
+    for count in range(1, len(together)):
+        for some in itertools.combinations(together, count):
+            case = make(make_case, row)
+            arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+            call, missing = getattr(ops, row.name), {a.name: None for a in some}
+            refused(call, case, arrays, never, naming=("given None",), **missing)
 
 
 @pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "linear"])
@@ -345,7 +404,7 @@ def test_refuses_to_go_without_what_the_derivative_needs(make_case, never, row, 
 
 WRONG = {
     "activation": ["gelu", "ReLU", "", None, 1, b"relu", ["relu"]],
-    "int": [True, 1.0, 0, -1, "3", None, 2**63, 10**400, np.float64(2), np.array(2), [2]],
+    "int": [True, 1.0, -1, "3", None, 2**63, 10**400, np.float64(2), np.array(2), [2]],
     "real": [True, "0.1", None, np.nan, np.inf, -np.inf, -0.1, 1j, 10**400, np.array(0.1), [0.1]],
 }
 
@@ -358,9 +417,82 @@ def constants() -> list[object]:
     ]
 
 
+def beyond(c: Constant) -> list[object]:
+    """Values just outside what the constant may be; at the end of an open interval that is the end."""
+    if c.kind == "activation":
+        return []
+
+    def next_to(value: float, towards: float) -> object:
+        return np.nextafter(value, towards) if c.kind == "real" else int(value + np.sign(towards))
+
+    values: list[object] = [end for end in (c.above, c.below) if end is not None]
+    values += [next_to(c.minimum, -np.inf)] if c.minimum is not None else []
+    values += [next_to(c.maximum, np.inf), 1e300] if c.maximum is not None else []
+    return values + ([2.0, 1e30] if c.below is not None else [])
+
+
+def inside(c: Constant) -> list[object]:
+    """Values at the ends of what the constant may be."""
+    if c.kind == "activation":
+        return list(ACTIVATIONS)
+    values: list[object] = [end for end in (c.minimum, c.maximum) if end is not None]
+    values += [np.nextafter(c.above, np.inf)] if c.above is not None else []
+    values += [np.nextafter(c.below, -np.inf)] if c.below is not None else []
+    return [int(v) for v in values] if c.kind == "int" else values
+
+
+@pytest.mark.parametrize(("row", "c"), [p for p in constants() if p.values[1] in p.values[0].constants])
+def test_accepts_constants_to_the_end(make_case, row, c):
+    for value in inside(c):
+        case = make(make_case, row, constants={} if row.derived else {c.name: value})
+        arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+        getattr(ops, row.name)(**case.keywords(arrays), backend="numpy")
+
+
+#: What no optimiser and no layer may be given, by the name of the constant.
+REFUSED = {
+    "rate": [-0.1, 1.0, 1.5, np.nan],
+    "learning_rate": [0.0, -0.0, -1e-3, np.inf, np.nan],
+    "beta1": [-0.1, 1.0, 1.1],
+    "beta2": [-0.1, 1.0, 1.1],
+    "alpha": [-0.1, 1.0],
+    "momentum": [-0.1, 1.1],
+    "weight_decay": [-1e-5, np.inf, np.nan],
+    "epsilon": [-1e-8, np.nan],
+    "max_norm": [0.0, -1.0, np.nan, np.inf],
+    "delta": [0.0, -1.0],
+    "stddev": [-1.0, np.inf],
+    "nesterov": [2, -1],
+    "decoupled": [2, -1],
+    "stream": [-1],
+    "stride": [0, -1],
+}
+
+
+@pytest.mark.parametrize(("row", "c"), [p for p in constants() if p.values[1].name in REFUSED])
+def test_refuses_what_makes_no_sense(make_case, never, row, c):
+    for wrong in REFUSED[c.name]:
+        case = make(make_case, row)
+        arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+        refused(getattr(ops, row.name), case, arrays, never, naming=(c.name,), **{c.name: wrong})
+
+
+def test_every_constant_has_something_it_may_not_be():
+    names = {c.name for row in ROWS for c in row.constants} - {"activation"}
+    assert names == REFUSED.keys()
+
+
+def test_message_of_an_interval():
+    x, counter = np.ones((2, 3)), np.array([0, 0])
+    with pytest.raises(
+        ValueError, match=r"^dropout_forward: rate: expected a number >= 0 and < 1, given 1\.0$"
+    ):
+        ops.dropout_forward(x, counter, rate=1)
+
+
 @pytest.mark.parametrize(("row", "c"), constants())
 def test_refuses_constant(make_case, never, row, c):
-    for wrong in WRONG[c.kind]:
+    for wrong in WRONG[c.kind] + beyond(c):
         case = make(make_case, row)
         arrays = {name: guarded.array for name, guarded in case.allocate().items()}
         refused(getattr(ops, row.name), case, arrays, never, naming=(c.name,), **{c.name: wrong})

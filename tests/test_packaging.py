@@ -48,7 +48,7 @@ def test_numpy_is_the_one_dependency(requirements):
 
 def test_extras(requirements):
     extras = {re.search(r"extra == ['\"](\w+)", r)[1] for r in requirements if "extra ==" in r}
-    assert extras == {"numba", "plots", "progress", "demo", "test", "bench", "lint", "all"}
+    assert extras == {"numba", "plots", "progress", "data", "files", "demo", "test", "bench", "lint", "all"}
 
 
 def test_command_starts_without_importing_numpy():
@@ -59,7 +59,7 @@ def test_command_starts_without_importing_numpy():
         "    main(['--version'])\n"
         "except SystemExit as stop:\n"
         "    assert not stop.code\n"
-        "heavy = {'numpy', 'numba', 'scipy', 'matplotlib', 'sklearn', 'tqdm'} & set(sys.modules)\n"
+        "heavy = {'numpy', 'numba', 'pooch', 'scipy', 'matplotlib', 'sklearn', 'tqdm'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
