@@ -32,8 +32,8 @@ from fastae.backend import Backend
 from fastae.cli import CommandError
 from fastae.datasets import autoencnet_data, digits_canvas
 from fastae.kernels.table import ACTIVATIONS
-from fastae.plots import duration, learning_curve, reconstructions, significant, speedup
 from fastae.lowering import lower
+from fastae.plots import duration, learning_curve, reconstructions, significant, speedup
 
 __all__ = ["AGREEMENT", "Images", "Result", "disagreement", "load_images", "run", "train"]
 

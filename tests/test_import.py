@@ -10,7 +10,17 @@ import pytest
 
 import fastae
 
-HEAVY = ["numba", "sklearn", "scipy", "matplotlib", "tqdm", "threadpoolctl", "hypothesis", "torch"]
+HEAVY = [
+    "numba",
+    "safetensors",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "tqdm",
+    "threadpoolctl",
+    "hypothesis",
+    "torch",
+]
 
 
 def run(code: str) -> str:
