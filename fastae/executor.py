@@ -25,6 +25,50 @@ Call = tuple[Callable[..., None], tuple[Any, ...]]
 _MOST_BOUND = 64  # routines x row counts remembered; a caller that varies the rows cannot grow it
 
 
+def check_run(
+    routine: Routine,
+    data: np.ndarray,
+    target: np.ndarray | None,
+    order: np.ndarray | None,
+    weights: np.ndarray | None,
+    out: np.ndarray | None,
+) -> None:
+    """Refuse what would make compiled code read or write beyond an array.
+
+    Parameters
+    ----------
+    routine, data, target, order, weights, out
+        As an executor's `run` takes them.
+
+    Raises
+    ------
+    ValueError
+        When an array has another width than its slot or another length than it must have, when a target is
+        missing or one too many, or when a row of the order is not in the data.
+    """
+    rows = len(data) if order is None else len(order)
+    for name, array, slot, length in (
+        ("data", data, routine.input, len(data)),
+        ("target", target, routine.target, len(data)),
+        ("weights", weights, routine.weight, len(data)),
+        ("out", out, routine.output, rows),
+    ):
+        if array is None:
+            if name == "target" and slot is not None:
+                raise ValueError(f"target: expected an array, which this {routine.name} reads; given None")
+            continue
+        if slot is None:
+            if name == "out":
+                continue
+            raise ValueError(f"{name}: expected None, as {routine.name} reads none; given an array")
+        expected = (length,) if name == "weights" else (length, math.prod(slot.shape[1:]))
+        if array.shape != expected:
+            raise ValueError(f"{name}: expected shape {expected}, given {array.shape}")
+    if order is not None and rows and (order.min() < 0 or order.max() >= len(data)):
+        given = f"{order.min()} to {order.max()}"
+        raise ValueError(f"order: expected rows from 0 to {len(data) - 1}, given {given}")
+
+
 class _Bound(NamedTuple):
     """A routine bound to the arena for one number of rows."""
 
@@ -154,6 +198,7 @@ class PythonExecutor:
             ``[0]`` set by another thread stops the run after the batch at hand, ``[1]`` batches done,
             ``[2]`` the batch whose loss was not finite, or -1.
         """
+        check_run(routine, data, target, order, weights, out)
         if control is None:
             control = np.zeros(8, np.int64)
         control[1] = 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastae.executor import check_run
 from fastae.kernels.table import KERNELS
 
 try:
@@ -543,6 +544,7 @@ class Executor:
             ``[0]`` set by another thread stops the run after the batch at hand, ``[1]`` batches done,
             ``[2]`` the batch whose loss was not finite, or -1.
         """
+        check_run(routine, data, target, order, weights, out)
         rows = len(data) if order is None else len(order)
         if control is None:
             control = np.zeros(8, np.int64)
@@ -582,13 +584,13 @@ class Executor:
             if self._n_threads == 1:
                 epoch(*arguments, 0, 1)
             else:
-                self._run_team(epoch, arguments)
+                self._run_team(epoch, arguments, control)
 
-    def _run_team(self, epoch: Any, arguments: tuple[Any, ...]) -> None:
+    def _run_team(self, epoch: Any, arguments: tuple[Any, ...], control: np.ndarray) -> None:
         """Run the epoch on all threads, or, when one cannot be started, on none.
 
         Part 0 has a thread of its own too: an interrupt of the calling one then never leaves the others
-        waiting for it.
+        waiting for it. It stops the team at the next batch, and is passed on when nobody writes any more.
         """
         parts = self._n_threads
         ready = threading.Event()
@@ -608,5 +610,13 @@ class Executor:
             complete = True
         finally:
             ready.set()
-        for thread in team:
-            thread.join()
+        interrupt: BaseException | None = None
+        while any(thread.is_alive() for thread in team):
+            try:
+                for thread in team:
+                    thread.join()
+            except BaseException as raised:
+                interrupt = raised
+                control[0] = 1
+        if interrupt is not None:
+            raise interrupt

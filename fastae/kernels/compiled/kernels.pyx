@@ -19,6 +19,8 @@ from cpython.buffer cimport (
 import threading
 from types import SimpleNamespace
 
+from fastae.executor import check_run
+
 cdef extern from "kernels.h" nogil:
     const int VECTOR_BYTES, TILE_COLUMNS, DOT_ROWS
     int LINEAR
@@ -791,12 +793,15 @@ cdef class Run:
     cdef void* hold(self, object array, str name, str formats, Py_ssize_t size, bint writable) except? NULL:
         """Address of a C-contiguous array with one of the format letters and at least `size` elements."""
         cdef Py_buffer* view = &self.views[self.count]
+        cdef Py_ssize_t itemsize = 4 if formats == "f" else 8
         if array is None:
             return NULL
         PyObject_GetBuffer(array, view, READABLE | (PyBUF_WRITABLE if writable else 0))
         self.count += 1
         if view.format == NULL or view.format.decode() not in formats:
             raise TypeError(f"{name}: expected a buffer of format {formats!r}, got {view.format!r}")
+        if view.itemsize != itemsize:
+            raise TypeError(f"{name}: expected elements of {itemsize} bytes, got {view.itemsize}")
         if view.len < size * view.itemsize:
             raise ValueError(f"{name}: expected at least {size} elements, got {view.len // view.itemsize}")
         return view.buf
@@ -861,6 +866,7 @@ cdef class Executor:
 
     def run(self, routine, data, target, order, *, weights=None, losses=None, out=None, control=None):
         """Run `routine` over the rows of `data` (see the executor protocol in fastae.executor)."""
+        check_run(routine, data, target, order, weights, out)
         cdef Run run = Run()
         cdef Job* job = &run.job
         cdef str kind = "f" if self.single else "d"
