@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO, runtime_checkable
 
 import numpy as np
 
+from fastae import losses, optimizers
 from fastae.checks import integer
 from fastae.layers import real_number
 
@@ -49,9 +50,11 @@ class Callback(Protocol):
       JSON values, arrays, and dicts of arrays. It is loaded before ``on_fit_begin``.
 
     Two attributes are looked at: ``monitor``, a name in `logs` that must be there, and ``comes_last``, true
-    for one that is told of an epoch after all the others (`Checkpoint`, which saves their states).
+    for one that is told of an epoch after all the others, and of the success before any of them puts weights
+    back (`Checkpoint`, which saves their states).
 
-    What a callback raises ends the fit and reaches the caller.
+    What a callback raises ends the fit and reaches the caller. Where that is at the end of an epoch, all
+    callbacks get the states back that they had before it, and a fit that is resumed tells them of it again.
     """
 
     def on_epoch_end(self, trainer: Trainer, epoch: int, logs: dict[str, float]) -> object:
@@ -316,7 +319,7 @@ class ReduceOnPlateau(_Monitor):
 
 
 class Checkpoint:
-    """Saves the trainer every `every` epochs, so that a fit that was killed can be resumed.
+    """Saves the trainer every `every` epochs and after the last, so that a fit can be resumed.
 
     Parameters
     ----------
@@ -350,17 +353,31 @@ class Checkpoint:
         if not isinstance(self.path, str):
             raise TypeError(f"path: expected a str or a path, given {type(path).__name__}")
         self.every = integer("every", every, 1)
+        self._unsaved = False
 
     def on_fit_begin(self, trainer: Trainer, epoch: int) -> None:
-        """See that there is a folder to write to: better now than after the first epoch."""
+        """See that it can be saved, and where: better now than after the first epoch."""
+        losses.to_dict(trainer.loss)
+        optimizers.to_dict(trainer.optimizer)
+        self._unsaved = False
         folder = os.path.dirname(os.path.realpath(self.path))
         if not os.path.isdir(folder):
             raise FileNotFoundError(f"path of the checkpoint: there is no folder {folder}")
 
     def on_epoch_end(self, trainer: Trainer, epoch: int, logs: dict[str, float]) -> None:
         """Save when it is time."""
+        self._unsaved = True
         if epoch % self.every == 0:
-            trainer.save(self.path)
+            self._save(trainer)
+
+    def on_fit_success(self, trainer: Trainer) -> None:
+        """Save the last epoch, where it was not time."""
+        if self._unsaved:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save(self.path)
+        self._unsaved = False
 
 
 class Progress:

@@ -375,7 +375,7 @@ def _read_idx(path: str | os.PathLike[str], wanted: tuple[int, ...] | None) -> t
                 return _parse_idx(file, size, True, wanted)
             with gzip.GzipFile(fileobj=file) as content:
                 return _parse_idx(content, _GZIP_RATIO * size, False, wanted)
-        except (ValueError, EOFError, zlib.error, gzip.BadGzipFile, MemoryError) as error:
+        except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"{name}: damaged, or not the IDX file it should be: {error}") from error
 
 
@@ -487,21 +487,25 @@ def _cached(source: _Source, wanted: _File) -> npt.NDArray[np.uint8]:
     folder = Path(pooch.os_cache("fastae")) / source.folders[0]
     path = folder / f"{wanted.name}.gz"
     reasons = []
-    with _alone(folder / f"{wanted.name}.lock", path):
-        if path.is_file():
-            try:
-                return _read_checked(path, source, wanted)
-            except ValueError as error:
-                reasons.append(str(error))
-                path.unlink()  # pooch would take it as it is
-        for mirror in source.mirrors:
-            try:
-                fetch = _downloader(folder / f"{wanted.name}.gz.part", source, wanted)
-                pooch.create(folder, mirror, registry={path.name: None}).fetch(path.name, downloader=fetch)
-                return _read_checked(path, source, wanted)
-            except (OSError, ValueError) as error:  # what requests raises is an OSError
-                known = isinstance(error, ValueError) or getattr(error, "response", None) is not None
-                reasons.append(f"{mirror}: {error if known else type(error).__name__}")
+    try:
+        with _alone(folder / f"{wanted.name}.lock", path):
+            if path.is_file():
+                try:
+                    return _read_checked(path, source, wanted)
+                except ValueError as error:
+                    reasons.append(str(error))
+                    path.unlink()  # pooch would take it as it is
+            for mirror in source.mirrors:
+                try:
+                    fetch = _downloader(folder / f"{wanted.name}.gz.part", source, wanted)
+                    catalogue = pooch.create(folder, mirror, registry={path.name: None})
+                    catalogue.fetch(path.name, downloader=fetch)
+                    return _read_checked(path, source, wanted)
+                except (OSError, ValueError) as error:  # what requests raises is an OSError
+                    known = isinstance(error, ValueError) or getattr(error, "response", None) is not None
+                    reasons.append(f"{mirror}: {error if known else type(error).__name__}")
+    except OSError as error:
+        reasons.append(f"the cache {folder} cannot be used: {error}")
     raise FileNotFoundError(
         f"{source.title}'s {wanted.name} is not there and could not be downloaded; {help}. "
         f"What was tried: {'; '.join(reasons)}"

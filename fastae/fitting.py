@@ -186,25 +186,33 @@ class Fit:
         self.position.batch = 0
 
     def _epoch(self) -> None:
+        """Draw an order and go over it; what is left without an update has drawn nothing."""
+        random = self.order.generator.bit_generator
+        if self.position.batch:
+            assert self.position.generator is not None
+            random.state = self.position.generator
+        else:
+            self.position.generator = random.state
+        try:
+            self._train()
+        finally:
+            if not self.position.batch:
+                random.state = self.position.generator
+
+    def _train(self) -> None:
         engine, control, history, position = self.engine, self.control, self.history, self.position
         begin = time.perf_counter()
-        random = self.order.generator.bit_generator
         skip = position.batch
-        if skip:
-            assert position.generator is not None
-            random.state = position.generator
-        else:
-            position.generator = random.state
         order = self.order.draw()
         if skip == self.steps:  # only its validation is missing
             return
         batch_loss = np.empty(self.steps)
         if skip:
-            batch_loss[:skip] = history._batches.pop()
+            batch_loss[:skip] = history._batches[-1]
             order = (np.arange(self.order.count) if order is None else order)[skip * self.batch_size :]
         engine.save(engine.saved)
         control[1:3] = 0, -1
-        self.before = history.updates + skip
+        self.before = history.updates
         routine = engine.program.routine("train", self.target is not None, self.weights is not None)
         try:
             engine.executor.run(
@@ -218,10 +226,14 @@ class Fit:
             )
         finally:
             position.batch = skip + int(control[1])
-            history._batches.append(batch_loss[: position.batch + (control[2] >= 0)])
+            history._batches[len(history._batches) - bool(skip) :] = [
+                batch_loss[: position.batch + (control[2] >= 0)]
+            ]
         finite = engine.finite()
         if control[2] >= 0 or not finite:
-            kept = int(control[1]) if finite else self._recover(order, int(control[1]))
+            # A batch without an update may have changed running statistics all the same.
+            intact = finite and (control[2] < 0 or engine.program.statistics is None)
+            kept = int(control[1]) if intact else self._recover(order, int(control[1]))
             raise self._divergence(self.before + kept)
         if position.batch == self.steps:
             loss = engine.program.loss.reduction

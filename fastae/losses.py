@@ -94,8 +94,17 @@ def resolve(loss: str | Loss) -> Loss:
 
 
 def to_dict(loss: Loss) -> dict[str, Any]:
-    """Return a loss as plain values."""
-    return {"type": loss.name, **loss.constants}
+    """Return a loss as plain values; a ValueError for one that `from_dict` would not give back."""
+    data = {"type": loss.name, **loss.constants}
+    try:
+        known = from_dict(data) == loss
+    except ValueError:
+        known = False
+    if not known:
+        raise ValueError(
+            f"loss: expected one of fastae's own, {', '.join(LOSSES)}, since a file names it; given {loss!r}"
+        )
+    return data
 
 
 def from_dict(data: Any) -> Loss:

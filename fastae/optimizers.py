@@ -371,9 +371,15 @@ def resolve(optimizer: str | Optimizer) -> Optimizer:
 
 
 def to_dict(optimizer: Optimizer) -> dict[str, Any]:
-    """Return an optimiser as plain values."""
-    (name,) = (name for name, cls in OPTIMIZERS.items() if cls is type(optimizer))
-    return {"type": name, **asdict(optimizer)}
+    """Return an optimiser as plain values; a ValueError for one that `from_dict` would not give back."""
+    names = [name for name, cls in OPTIMIZERS.items() if cls is type(optimizer)]
+    data = {"type": names[0], **asdict(optimizer)} if names else {}
+    if not names or from_dict(data) != optimizer:
+        raise ValueError(
+            f"optimizer: expected one of fastae's own, {', '.join(OPTIMIZERS)}, since a file names it; "
+            f"given {optimizer!r}"
+        )
+    return data
 
 
 def from_dict(data: Any) -> Optimizer:

@@ -313,15 +313,17 @@ def read(path: str | os.PathLike[str]) -> State:
         try:
             if size < length <= len(head) + MAX_HEADER:
                 raise CheckpointError(path, "truncated", f"it has {size} bytes of a header of {length}")
-            metadata, tensors, end = _parse_header(head[:length])
+            header, metadata = _parse_header(head[:length])
         except (CheckpointError, MemoryError):
             raise
         except Exception as error:  # whatever is wrong in there, it is the file's
             reason = "altered" if _MARK in head or b'"fastae":"' in head else "invalid"
             raise CheckpointError(path, reason, f"its header cannot be read, {error}"[:300]) from error
-        if size < end:
-            raise CheckpointError(path, "truncated", f"it has {size} bytes of {end}")
-        if size > end or _sum(file, head[:length], metadata["sha256"]) != metadata["sha256"]:
+        if _sum(file, head[:length], metadata["sha256"]) != metadata["sha256"]:
+            end = 0
+            with suppress(TypeError, ValueError):  # what is altered need make no sense
+                end = length + _parse_tensors(header)[1]
+            _check_end(path, size, end)
             raise CheckpointError(path, "altered", "it is not what was written")
         try:
             declared = _parse(metadata["fastae"])
@@ -329,6 +331,11 @@ def read(path: str | os.PathLike[str]) -> State:
             if version > VERSION:
                 newer = f"{version}, and this fastae knows {VERSION}; update it"
                 raise CheckpointError(path, "version", newer)
+            # Another version may have all of the following otherwise.
+            if metadata.keys() != {"fastae", "sha256"}:
+                raise ValueError("its metadata are not as fastae writes them")
+            tensors, end = _parse_tensors(header)
+            _check_end(path, size, length + end)
             reader = _Reader(declared, tensors)
             file.seek(0)
             return reader.state(library.load(file.read()))
@@ -357,16 +364,28 @@ def _parse(text: str) -> Any:
     return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
 
-def _parse_header(head: bytes) -> tuple[dict[str, str], _Tensors, int]:
-    """Metadata and tensors of a header, and the bytes of the file it is of. No array is made."""
+def _check_end(path: str, size: int, end: int) -> None:
+    if size < end:
+        raise CheckpointError(path, "truncated", f"it has {size} bytes of {end}")
+    if size > end:
+        raise CheckpointError(path, "altered", "it is not what was written")
+
+
+def _parse_header(head: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """Entries of a header, and its metadata, of which no more is checked than all versions have."""
     header = _parse(head[8:].decode())
     metadata = header.pop("__metadata__")
-    if not isinstance(metadata, dict) or metadata.keys() != {"fastae", "sha256"}:
+    if not isinstance(metadata, dict) or not metadata.keys() >= {"fastae", "sha256"}:
         raise ValueError("it is a safetensors file of another program")
     digits = metadata["sha256"]
     if not isinstance(metadata["fastae"], str) or not re.fullmatch("[0-9a-f]{64}", digits):
         raise ValueError("its metadata are not as fastae writes them")
     _digits(head, digits)
+    return header, metadata
+
+
+def _parse_tensors(header: dict[str, Any]) -> tuple[_Tensors, int]:
+    """Tensors of a header, and the bytes they take. No array is made."""
     tensors: _Tensors = {}
     places = []
     for name, entry in header.items():
@@ -385,7 +404,7 @@ def _parse_header(head: bytes) -> tuple[dict[str, str], _Tensors, int]:
         if start != end:
             raise ValueError("its arrays overlap, or leave room between them")
         end = stop
-    return metadata, tensors, len(head) + end
+    return tensors, end
 
 
 def _integers(name: str, values: Any) -> tuple[int, ...]:

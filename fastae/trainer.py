@@ -25,6 +25,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from functools import partial
 from typing import Any, Final
 
@@ -432,7 +433,9 @@ class Trainer:
                 finally:
                     self._fitting = nested
                     self.history, self._position = history, position
-                _tell(told, "on_fit_success", self)
+                # What saves the trainer does so before another puts weights back.
+                last_first = sorted(told, key=lambda c: not getattr(c, "comes_last", False))
+                _tell(last_first, "on_fit_success", self)
             except DivergenceError:
                 self._position = None  # the weights are of no batch's end
                 raise
@@ -454,17 +457,32 @@ class Trainer:
             self._watch(partial(fit.run, at_once), fit.control, report)
             if report is not None:
                 report()
-            logs = {"loss": history.loss[-1], "seconds": history.seconds[-1]}
-            if validation is not None:
-                logs["val_loss"] = self._evaluate(fit.engine, validation, self._watch)
-                history.val_loss.append(logs["val_loss"])
-            fit.end_epoch()
-            for last in (False, True):
-                self.history, self._position = history, position  # a fit in a callback has its own
-                group = [c for c in callbacks if bool(getattr(c, "comes_last", False)) is last]
-                # A list: all of them are told, even if the first wants to stop.
-                wishes = [callback.on_epoch_end(self, position.epoch, dict(logs)) for callback in group]
-                position.stopped |= any(wishes)
+            before = position.epoch, position.stopped, self._learning_rate
+            states = _states(position.callbacks)
+            try:
+                self._end_epoch(fit, validation, callbacks)
+            except BaseException:  # a fit that is resumed does all of it again
+                position.epoch, position.stopped, rate = before
+                position.batch = position.plan.steps
+                del history.val_loss[position.epoch :]
+                _put_back(position.callbacks, states)
+                self.learning_rate = rate
+                raise
+
+    def _end_epoch(self, fit: Fit, validation: Rows | None, callbacks: tuple[Callback, ...]) -> None:
+        """Evaluate, and tell the callbacks."""
+        position, history = fit.position, fit.history
+        logs = {"loss": history.loss[-1], "seconds": history.seconds[-1]}
+        if validation is not None:
+            logs["val_loss"] = self._evaluate(fit.engine, validation, self._watch)
+            history.val_loss.append(logs["val_loss"])
+        fit.end_epoch()
+        for last in (False, True):
+            self.history, self._position = history, position  # a fit in a callback has its own
+            group = [c for c in callbacks if bool(getattr(c, "comes_last", False)) is last]
+            # A list: all of them are told, even if the first wants to stop.
+            wishes = [callback.on_epoch_end(self, position.epoch, dict(logs)) for callback in group]
+            position.stopped |= any(wishes)
 
     def partial_fit(
         self, X: Array, target: Array | None = None, sample_weight: npt.ArrayLike | None = None
@@ -532,8 +550,13 @@ class Trainer:
                 f"callbacks: expected {', '.join(names) or 'none'} of those that have a state, as in the fit "
                 f"that is to go on, given {', '.join(given) or 'none'}"
             )
-        for callback, (_, values) in zip(callbacks, states, strict=True):
-            callback.load_state_dict(values)
+        before = _states(callbacks)
+        try:
+            for callback, (_, values) in zip(callbacks, states, strict=True):
+                callback.load_state_dict(values)
+        except BaseException:
+            _put_back(callbacks, before)
+            raise
         if state is not None:
             self._take(state)
         return position, history
@@ -676,6 +699,18 @@ def _tell(callbacks: Iterable[Callback], event: str, *arguments: Any) -> None:
         method = getattr(callback, event, None)
         if method is not None:
             method(*arguments)
+
+
+def _states(callbacks: Iterable[Any]) -> list[dict[str, Any]]:
+    """Copies of the states of callbacks that have one; what they gave may go on changing."""
+    return [deepcopy(callback.state_dict()) for callback in callbacks]
+
+
+def _put_back(callbacks: Iterable[Any], states: Iterable[dict[str, Any]]) -> None:
+    """Give callbacks the states back that they had; one that refuses its own keeps what it has."""
+    for callback, state in zip(callbacks, states, strict=True):
+        with suppress(Exception):
+            callback.load_state_dict(state)
 
 
 def _reporter(fit: Fit, callbacks: Iterable[Callback]) -> Callable[[], None] | None:

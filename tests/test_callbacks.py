@@ -318,8 +318,16 @@ def test_what_is_called_and_when():
 def test_checkpoints_come_every_so_many_epochs(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(Trainer, "save", lambda self, path: saved.append(len(self.history.loss)))
-    make().fit(X, epochs=7, callbacks=[Checkpoint(tmp_path / "x", every=3)])
-    assert saved == [3, 6]
+    trainer, checkpoint = make(), Checkpoint(tmp_path / "x", every=3)
+    trainer.fit(X, epochs=7, callbacks=[checkpoint])
+    assert saved == [3, 6, 7]  # and the last
+    trainer.fit(X, epochs=7, callbacks=[checkpoint], resume=True)
+    assert saved == [3, 6, 7]  # nothing was left to do
+    trainer.fit(X, epochs=9, callbacks=[checkpoint], resume=True)
+    assert saved == [3, 6, 7, 9]
+    stop = EarlyStopping("loss", patience=1, min_delta=1e9)
+    trainer.fit(X, epochs=9, callbacks=[stop, checkpoint])
+    assert saved == [3, 6, 7, 9, 2]
 
 
 def test_a_folder_that_is_not_there_is_seen_before_training(tmp_path):

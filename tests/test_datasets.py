@@ -497,6 +497,29 @@ def test_offline_without_data(small, cache, monkeypatch, name):
     assert not list((cache / name).glob("*.part"))
 
 
+def test_cache_that_cannot_be_made(small, cache):
+    cache.parent.write_text("a file where the folder should be")
+    with pytest.raises(FileNotFoundError, match="set FASTAE_DATA_DIR to a folder") as caught:
+        datasets.mnist()
+    message = str(caught.value)
+    assert f"the cache {cache / 'mnist'} cannot be used" in message
+    for file in (*NAMES["train"], *NAMES["test"]):
+        assert file in message
+
+
+def test_intact_file_that_does_not_fit_into_memory_is_kept(small, cache, monkeypatch):
+    small["mnist"].write(cache / "mnist")
+
+    def fail(*arguments):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "_parse_idx", fail)
+        with pytest.raises(MemoryError):
+            datasets.mnist()
+    small["mnist"].check()
+
+
 def test_without_pooch(small, monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(ImportError, match=r'pip install "fastae\[data\]"; or set FASTAE_DATA_DIR'):

@@ -30,7 +30,7 @@ from fastae.layers import (
     Parallel,
     Subsample,
 )
-from fastae.losses import huber
+from fastae.losses import Loss, huber
 from fastae.models import autoencnet
 from fastae.network import Network
 from fastae.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
@@ -157,6 +157,30 @@ def test_every_optimizer_and_loss(tmp_path, optimizer, loss):
     assert_same(trainer, loaded)
 
 
+class OwnSGD(SGD):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"loss": Loss("mine", "mse", "mean")}, "loss: expected one of .*sse, mse.*; given Loss.*mine"),
+        ({"loss": Loss("mse", "mae", "mean")}, "loss: expected .*given Loss.*mae"),
+        ({"loss": Loss("mse", "mse", "mean", (0.0, 1.0))}, "loss: expected .*given Loss.*target_range"),
+        ({"loss": Loss("huber", "huber", "mean", delta=-1.0)}, "loss: expected .*given Loss.*huber"),
+        ({"optimizer": OwnSGD(0.01)}, "optimizer: expected one of .*sgd, adam.*; given OwnSGD"),
+    ],
+)
+def test_what_no_file_can_name_is_refused_before_training(tmp_path, arguments, text):
+    trainer = make(**arguments)
+    with pytest.raises(ValueError, match=text):
+        trainer.save(tmp_path / "a")
+    with pytest.raises(ValueError, match=text):
+        trainer.fit(X, epochs=1, callbacks=[Checkpoint(tmp_path / "a")])
+    assert trainer.history.updates == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_trainer_that_has_not_begun(tmp_path):
     trainer = make(backend=None)
     trainer.save(tmp_path / "a")
@@ -237,6 +261,18 @@ def test_early_stopping_is_not_run_twice(tmp_path):
     assert_same(over, whole)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_last_epoch_is_saved_before_the_best_weights_are_put_back(tmp_path, order):
+    path = tmp_path / "a"
+    call = {"epochs": 30, "validation_data": (X, 1 - X)}
+    whole = make()
+    whole.fit(X, callbacks=[Checkpoint(path, every=100), EarlyStopping(patience=2)][::order], **call)
+    over = make()
+    over.fit(X, callbacks=[EarlyStopping(patience=2)], resume=path, **call)
+    assert len(over.history.loss) == len(whole.history.loss) < 30
+    assert_same(over, whole)
+
+
 def test_a_save_in_the_middle_of_an_epoch(tmp_path):
     path = tmp_path / "a"
     x = np.random.default_rng(1).random((4000, WIDTH))
@@ -285,7 +321,9 @@ def test_a_callback_of_ones_own_has_its_state(tmp_path):
             self.seen = state["seen"]
 
     first, second = Own(), Own()
-    make().fit(X, epochs=3, callbacks=[first, Checkpoint(tmp_path / "a", every=2)])
+    trainer = make()
+    trainer.fit(X, epochs=2, callbacks=[first, Checkpoint(tmp_path / "a", every=2)])
+    trainer.fit(X, epochs=3, callbacks=[first], resume=True)
     make().fit(X, epochs=3, callbacks=[second], resume=tmp_path / "a")
     assert second.seen.tolist() == first.seen.tolist() == [6, 6, 6]
     assert second.state["more"] == {"x": [1, "a", None]}
@@ -608,6 +646,24 @@ def test_a_newer_version(forged):
     refuses("version", "newer", fastae.load, forged(version=2**60, network="what it will be"))
     for version in (0, -1, "1", 1.0, None, True):
         refuses("invalid", "version", fastae.load, forged(version=version))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header["a.bias"].update(dtype="I64"),
+        lambda header: header["a.bias"].update(more=1),
+        lambda header: header["__metadata__"].update(more="x"),
+    ],
+)
+def test_a_newer_version_may_hold_other_things(forged, change):
+    refuses("version", "newer", fastae.load, forged(change, version=2))
+    refuses("invalid", "not a checkpoint", fastae.load, forged(change))
+    content = bytearray(forged(change, version=2).read_bytes())
+    content[-1] ^= 1
+    path = forged()
+    path.write_bytes(content)
+    refuses("altered", "not what was written", fastae.load, path)
 
 
 def nested(depth):

@@ -17,6 +17,7 @@ import pytest
 
 from fastae.backend import use_backend
 from fastae.callbacks import Callback, CosineDecay, EarlyStopping, Progress, ReduceOnPlateau
+from fastae.engine import Engine
 from fastae.fitting import Order
 from fastae.layers import Activation, BatchNorm, Dense, Dropout, GaussianNoise, MaskingNoise
 from fastae.models import autoencnet
@@ -979,6 +980,19 @@ def test_divergence_in_a_later_epoch_goes_back_to_its_last_update(backend):
     assert len(trainer.history.seconds) == 1
 
 
+def test_divergence_leaves_the_statistics_of_the_updates_that_were_made(backend):
+    """The loss overflows while all weights stay finite; that batch's statistics are not kept."""
+    x = rows(40)
+    target = x.copy()
+    target[20] = 1e200
+    trainer, again = (make(norm_net(), backend=backend) for _ in range(2))
+    with pytest.raises(DivergenceError, match="loss of update 3") as caught:
+        trainer.fit(x, target, epochs=1, sampling="sequential")
+    again.fit(x, target, epochs=1, sampling="sequential", steps_per_epoch=2)
+    assert caught.value.kept == 2 == updates_held(trainer)
+    assert same_weights(trainer.weights, again.weights)
+
+
 # Resuming -------------------------------------------------------------------------------------------------
 
 
@@ -1056,6 +1070,106 @@ def test_a_fit_interrupted_at_the_end_of_an_epoch_can_be_resumed(monkeypatch, wh
     assert same_weights(broken.weights, whole.weights)
     assert (history.val_loss, len(history.loss)) == (expected.val_loss, 3)
     np.testing.assert_array_equal(history.batch_loss, expected.batch_loss)
+
+
+@pytest.mark.parametrize("skip", [0, 1])
+def test_an_epoch_that_cannot_begin_keeps_its_place(monkeypatch, skip):
+    """Neither the order of the rows nor the losses so far are lost by what fails before a batch."""
+    x = rows(4000)
+    whole, broken = make(), make()
+    expected = whole.fit(x, epochs=2)
+    if skip:
+        with pytest.raises(KeyboardInterrupt):
+            broken.fit(x, epochs=2, callbacks=[Break()])
+
+    def fail(self, into):
+        raise MemoryError
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "save", fail)
+            with pytest.raises(MemoryError):
+                broken.fit(x, epochs=2, resume=broken._position is not None)
+    history = broken.fit(x, epochs=2, resume=True)
+    assert same_weights(broken.weights, whole.weights)
+    np.testing.assert_array_equal(history.batch_loss, expected.batch_loss)
+
+
+class Fail:
+    """Raises once, at the end of an epoch, told before or after the others."""
+
+    def __init__(self, epoch, last, error=KeyboardInterrupt):
+        self.epoch, self.comes_last, self.error = epoch, last, error
+
+    def on_epoch_end(self, trainer, epoch, logs):
+        if epoch == self.epoch:
+            self.epoch = None
+            raise self.error
+
+
+class Collect:
+    """A callback whose state changes in place."""
+
+    def __init__(self):
+        self.seen, self.sums = [], np.zeros(1)
+
+    def on_epoch_end(self, trainer, epoch, logs):
+        self.seen.append(epoch)
+        self.sums += logs["val_loss"]
+
+    def state_dict(self):
+        return {"seen": self.seen, "sums": self.sums}
+
+    def load_state_dict(self, state):
+        self.seen, self.sums = state["seen"], state["sums"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, LookupError])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_an_epoch_whose_callbacks_were_cut_short_is_told_again(epoch, last, error):
+    x = rows(40)
+    call = {"epochs": 5, "validation_split": 0.2}
+
+    def callbacks():
+        return [Collect(), ReduceOnPlateau(patience=1, min_delta=9.0), EarlyStopping(patience=4)]
+
+    whole, broken = make(), make()
+    expected, theirs, mine = whole.fit(x, callbacks=(first := callbacks()), **call), first, callbacks()
+    fail = Fail(epoch, last, error)
+    told = [mine[0], mine[1], fail, mine[2]]
+    with pytest.raises(error):
+        broken.fit(x, callbacks=told, **call)
+    assert mine[0].seen == list(range(1, epoch))
+    assert (len(broken.history.loss), len(broken.history.val_loss)) == (epoch, epoch - 1)
+    assert broken.learning_rate == pytest.approx(0.05 if epoch == 1 else 0.005)
+    history = broken.fit(x, callbacks=told, resume=True, **call)
+    assert mine[0].seen == theirs[0].seen
+    assert mine[0].sums == theirs[0].sums
+    assert [c.state_dict()["waited"] for c in mine[1:]] == [c.state_dict()["waited"] for c in theirs[1:]]
+    assert (history.loss, history.val_loss) == (expected.loss, expected.val_loss)
+    assert len(history.seconds) == len(expected.seconds)
+    assert same_weights(broken.weights, whole.weights)
+    assert broken.learning_rate == whole.learning_rate
+
+
+def test_callbacks_keep_their_states_when_one_refuses():
+    x = rows(20)
+    trainer = make()
+    call = {"validation_data": x[:3], "resume": True}
+    trainer.fit(x, epochs=2, validation_data=x[:3], callbacks=[Collect(), Collect()])
+
+    class Refuse(Collect):
+        def load_state_dict(self, state):
+            raise ValueError("refused")
+
+    Refuse.__name__ = "Collect"
+    first = Collect()
+    with pytest.raises(ValueError, match="refused"):
+        trainer.fit(x, epochs=3, callbacks=[first, Refuse()], **call)
+    assert (first.seen, first.sums) == ([], 0)
+    trainer.fit(x, epochs=3, callbacks=[first, Collect()], **call)
+    assert first.seen == [1, 2, 3]
 
 
 def test_a_fit_that_is_over_can_be_made_longer():
