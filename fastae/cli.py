@@ -65,7 +65,14 @@ scaled, floats are taken as they are. In an .npz: arrays 'train' and 'test', or 
 last tenth is for validation.
 
 MNIST is looked for in the folder FASTAE_DATA_DIR, then in the cache, then downloaded (pip install
-"fastae[data]"). --out needs pip install "fastae[files,plots]"."""
+"fastae[data]"). --out needs pip install "fastae[files,plots]", or "fastae[demo]".
+
+--resume takes the seed and where it was from the saved training: --seed is ignored. --epochs counts those
+that are done too; --data, --dtype and --batch-size have to be as they were; --backend and --threads may be
+others. On the same backend the result has the bits of a run that was never stopped.
+
+Numba compiles the kernels of a network the first time a machine runs it, which takes about 8 to 20 seconds
+before the first epoch, and keeps them on disk."""
 
 
 class CommandError(Exception):
@@ -206,13 +213,24 @@ def _add_train(commands) -> None:
     )
     add("--epochs", type=_count(1), metavar="N", help="in place of the published number")
     add("--backend", metavar="NAME", help="scalar, numpy, numba or cython (the best there is)")
-    add("--threads", type=_count(1), metavar="N", help="threads of numba or cython (1)")
+    add(
+        "--threads",
+        type=_count(1),
+        metavar="N",
+        help="threads of numba or cython (1); scalar and numpy have none",
+    )
     add("--dtype", choices=("float32", "float64"), help="in place of the published one")
     add("--batch-size", type=_count(1), metavar="N", help="in place of the published one")
-    add("--seed", type=_count(0), default=0, metavar="N", help="of all that is random (%(default)s)")
+    add(
+        "--seed",
+        type=_count(0),
+        default=0,
+        metavar="N",
+        help="of all that is random (%(default)s); ignored by --resume",
+    )
     add("--out", type=Path, metavar="DIR", help="folder for weights, learning curve and pictures")
     add("--checkpoint-every", type=_count(1), metavar="N", help="save every N epochs too; needs --out")
-    add("--resume", action="store_true", help="go on with the training saved in --out")
+    add("--resume", action="store_true", help="go on with the training saved in --out, see below")
     add("--force", action="store_true", help="replace files that are there already")
     add("--quiet", action="store_true", help="show no progress")
 

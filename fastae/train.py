@@ -12,7 +12,8 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -22,12 +23,13 @@ from typing import Any, Final, TextIO
 import numpy as np
 
 from fastae import backend as backends
-from fastae import datasets
+from fastae import datasets, persistence
 from fastae.callbacks import Callback, Checkpoint
 from fastae.cli import CommandError
 from fastae.history import DivergenceError, History
 from fastae.models import MODELS
 from fastae.network import Network, Recipe
+from fastae.persistence import CheckpointError
 from fastae.plots import learning_curve, reconstructions, significant
 from fastae.trainer import Trainer
 
@@ -35,6 +37,8 @@ __all__ = ["DATA", "Data", "figures", "load_data", "run"]
 
 #: Data by the names they have on the command line.
 DATA: Final = ("mnist", "fashion_mnist", "digits")
+
+_UNTHREADED: Final = ("scalar", "numpy")
 
 _SHOWN = 10
 
@@ -131,47 +135,70 @@ def _image_shape(values: np.ndarray) -> tuple[int, int] | None:
 
 def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read training and validation rows."""
-    if not path.is_file():
-        what = "not a file" if path.exists() else f"no such file; or use {', '.join(DATA)}"
-        raise CommandError(f"--data {path}: {what}")
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                arrays = {"array": loaded}
-            else:
-                arrays = {name: loaded[name] for name in loaded.files}
-    except OSError:
-        raise
-    except Exception as error:  # NumPy, zipfile and zlib have a dozen ways to say so
-        raise CommandError(f"{path}: not a .npz or .npy file of numbers, or damaged ({error})") from error
+    with _errors_name("--data", path):
+        if not path.is_file():
+            what = "not a file" if path.exists() else f"no such file; or use {', '.join(DATA)}"
+            raise CommandError(f"--data {path}: {what}")
+        try:
+            with path.open("rb") as file:
+                loaded = np.load(file, allow_pickle=False)
+                if isinstance(loaded, np.ndarray):
+                    arrays = {"array": loaded}
+                else:
+                    arrays = {name: loaded[name] for name in loaded.files}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("a .zip of something else")
+        except OSError:
+            raise
+        except Exception as error:  # NumPy, zipfile and zlib have a dozen ways to say so, none for users
+            raise CommandError(f"--data {path}: not a .npz or .npy file of numbers, or damaged") from error
     candidates = [name for name, a in arrays.items() if a.ndim == 3]
     candidates = candidates or [name for name, a in arrays.items() if a.ndim == 2]
     name = "train" if "train" in arrays else candidates[0] if len(candidates) == 1 else None
     if name is None:
         found = ", ".join(f"{name} {a.shape}" for name, a in arrays.items()) or "nothing"
-        raise CommandError(f"{path}: expected an array 'train' or a single array of rows, found {found}")
+        raise CommandError(
+            f"--data {path}: expected an array 'train' or a single array of rows, found {found}"
+        )
     train = _checked(path, name, arrays[name])
     if name == "train" and "test" in arrays:
         test = _checked(path, "test", arrays["test"])
         if (test.shape[1:], test.dtype == np.uint8) != (train.shape[1:], train.dtype == np.uint8):
             raise CommandError(
-                f"{path}: 'test' has {test.dtype} of {test.shape[1:]}, "
+                f"--data {path}: 'test' has {test.dtype} of {test.shape[1:]}, "
                 f"'train' {train.dtype} of {train.shape[1:]}"
             )
         return train, test
     if len(train) < 2:
-        raise CommandError(f"{path}: array {name!r}: expected 2 rows or more, one for validation, got 1")
+        raise CommandError(
+            f"--data {path}: array {name!r}: expected 2 rows or more, one for validation, got 1"
+        )
     kept = min(10000, max(1, len(train) // 10))
     return train[:-kept], train[-kept:]
 
 
+@contextmanager
+def _errors_name(option: str, path: Path | None) -> Iterator[None]:
+    """Let an OSError name the option whose path it is about."""
+    try:
+        yield
+    except BrokenPipeError:  # of what is printed
+        raise
+    except OSError as error:
+        if path is None:
+            raise
+        raise CommandError(f"{option} {path}: {error.strerror or error}") from error
+
+
 def _checked(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise CommandError(f"{path}: array {name!r}: expected uint8 or floats, got dtype {array.dtype}")
+        raise CommandError(
+            f"--data {path}: array {name!r}: expected uint8 or floats, got dtype {array.dtype}"
+        )
     if array.ndim not in (2, 3) or array.size == 0:
         raise CommandError(
-            f"{path}: array {name!r}: expected shape (n, height, width) or (n, values), got {array.shape}"
+            f"--data {path}: array {name!r}: expected shape (n, height, width) or (n, values), "
+            f"got {array.shape}"
         )
     return array
 
@@ -209,7 +236,7 @@ def run(
     backend, threads : optional
         As of `Trainer`.
     seed : int, default 0
-        Of everything that is random.
+        Of everything that is random; a training that is resumed has its own.
     out : Path, optional
         Folder for the weights and the pictures; it is made when it is not there.
     checkpoint_every : int, optional
@@ -227,7 +254,7 @@ def run(
     Returns
     -------
     int
-        Exit status: 0.
+        Exit status: 0, also where the training that is resumed has done all its epochs already.
 
     Raises
     ------
@@ -245,13 +272,18 @@ def run(
     weights = None
     if out is not None:
         weights = out / f"{model}.safetensors"
-        _check_out(out, [weights.name, *_PICTURES], force or resume)
+        with _errors_name("--out", out):
+            _check_out(out, [weights.name, *_PICTURES], force or resume)
         Checkpoint(weights)  # if a library is missing, say so before the training and not after
         learning_curve([0.0])
         if resume and not weights.is_file():
             raise CommandError(f"--resume: there is no {weights}")
     try:
         chosen = backends.resolve(backend).name
+        if chosen in _UNTHREADED and threads is not None and threads > 1:
+            raise CommandError(
+                f"--threads {threads}: the backend {chosen} has no threads; numba and cython do"
+            )
         name = data or ("digits" if model == "autoencnet" else "mnist")
         loaded = load_data(model, name, dtype or recipe.dtype)
         net = _fitting_network(model, loaded)
@@ -259,6 +291,15 @@ def run(
         overrides = {name: value for name, value in given.items() if value is not None}
         trainer = Trainer.from_recipe(net, backend=chosen, n_threads=threads, seed=seed, **overrides)
         epochs = recipe.epochs if epochs is None else epochs
+        if resume and weights is not None:
+            with _errors_name("--out", out):
+                done = _epochs_done(weights, trainer)
+            if done >= epochs:
+                print(f"fastae: nothing to do: {done} epoch{'s' * (done > 1)} done", file=sys.stderr)
+                return 0
+        if out is not None:
+            with _errors_name("--out", out):
+                out.mkdir(parents=True, exist_ok=True)
         start = perf_counter()
 
         def say(text: str = "") -> None:
@@ -272,19 +313,21 @@ def run(
         if weights is not None and checkpoint_every is not None:
             saving.append(Checkpoint(weights, checkpoint_every))
         try:
-            history = trainer.fit(
-                loaded.train,
-                epochs=epochs,
-                validation_data=loaded.validation,
-                callbacks=saving,
-                sampling=recipe.sampling,
-                steps_per_epoch=recipe.updates and recipe.updates // recipe.epochs,
-                verbose=0 if quiet else 1 if sys.stderr.isatty() else 2,
-                resume=weights if resume and weights else False,
-            )
+            with _errors_name("--out", out):
+                history = trainer.fit(
+                    loaded.train,
+                    epochs=epochs,
+                    validation_data=loaded.validation,
+                    callbacks=saving,
+                    sampling=recipe.sampling,
+                    steps_per_epoch=recipe.updates and recipe.updates // recipe.epochs,
+                    verbose=0 if quiet else 1 if sys.stderr.isatty() else 2,
+                    resume=weights if resume and weights else False,
+                )
         except KeyboardInterrupt:
             if weights is not None:
-                trainer.save(weights)
+                with _errors_name("--out", out):
+                    trainer.save(weights)
                 print(f"\nfastae: saved as {weights}; --resume goes on from there", file=sys.stderr)
             raise
     except (ValueError, DivergenceError) as error:
@@ -295,10 +338,19 @@ def run(
         of = "AutoEncNet's own images" if model == "autoencnet" else "MNIST"
         say(f"\nThe published and the reference figures are those of {of}.")
     if out is not None and weights is not None:
-        trainer.save(weights)
-        pictures = _draw(out, trainer, loaded, history)
+        with _errors_name("--out", out):
+            trainer.save(weights)
+            pictures = _draw(out, trainer, loaded, history)
         say(f"\nIn {out}{'' if out.is_absolute() else '/'}: {', '.join([weights.name, *pictures])}")
     return 0
+
+
+def _epochs_done(weights: Path, trainer: Trainer) -> int:
+    """Epochs that are over in the saved training, which must be the trainer's."""
+    state = persistence.read(weights)
+    if wrong := state.difference(trainer):
+        raise CheckpointError(os.fspath(weights), "mismatch", wrong)
+    return 0 if state.position is None else state.position.epoch
 
 
 def _recipe(net: Network) -> Recipe:
@@ -330,8 +382,7 @@ def _check_out(out: Path, names: list[str], replace: bool) -> None:
         raise CommandError(
             f"{out / there[0]} exists; give another --out, --resume to go on, or --force to replace it"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
+    if out.exists() and not os.access(out, os.W_OK):
         raise CommandError(f"--out {out}: no permission to write there")
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -51,6 +52,14 @@ def test_extras(requirements):
     assert extras == {"numba", "plots", "progress", "data", "files", "demo", "test", "bench", "lint", "all"}
 
 
+def test_demo_extra_has_what_the_commands_write_with():
+    project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    if not project.is_file():
+        pytest.skip("pyproject.toml is not beside the tests")
+    (demo,) = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["optional-dependencies"]["demo"]
+    assert set(re.search(r"\[(.*)\]", demo)[1].split(",")) == {"files", "numba", "plots", "progress"}
+
+
 def test_command_starts_without_importing_numpy():
     code = (
         "import sys\n"
@@ -73,6 +82,7 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
         if reason is not None:
             pytest.skip(f"the README uses every backend: {name}: {reason}")
     pytest.importorskip("matplotlib")
+    pytest.importorskip("safetensors")
     monkeypatch.chdir(tmp_path)
     names = {}
     try:
@@ -86,4 +96,7 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     assert names["codes"].shape == (297, 32)
     assert names["history"].loss[-1] < 0.0012
     assert names["history"].val_loss[-1] < 0.0013
+    assert names["record"].val_loss[-1] < 0.075
+    assert names["stopping"].best == min(names["record"].val_loss)
+    assert names["saved"].history.val_loss == names["record"].val_loss
     assert (tmp_path / "learning-curve.png").is_file()

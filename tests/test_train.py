@@ -1,11 +1,15 @@
 """``fastae train``: the published experiments by name, their figures, files and errors."""
 
+import errno
+import io
 import math
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -310,7 +314,7 @@ def test_killed_run_is_resumed(run, tiles, tmp_path):
         (("quark_mlp", "--data", "."), "--data .: not a file"),
         (("quark_mlp", "--data", "digits", "--resume"), "--resume needs --out"),
         (("quark_mlp", "--data", "digits", "--checkpoint-every", 1), "--checkpoint-every needs --out"),
-        (("quark_mlp", "--data", "digits", "--threads", 2), "n_threads"),
+        (("quark_mlp", "--data", "digits", "--threads", 2), "--threads 2: the backend numpy has no threads"),
         (("batchnorm_mlp", "--data", "digits", "--batch-size", 1499), "expected batches of 2 rows or more"),
     ],
 )
@@ -375,12 +379,62 @@ def test_other_data_are_refused(run, tmp_path, name, arrays, message):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"not an archive", "truncated"])
+def zipped_text():
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("train", "no array")
+    return archive.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not an archive", b"PK\x03\x04 junk", b"\x93NUMPY junk", zipped_text(), "truncated"]
+)
 def test_damaged_data_are_refused(run, file, content):
     file.write_bytes(file.read_bytes()[:700] if content == "truncated" else content)
     status, out, err = run("quark_mlp", "--data", file)
     assert (status, out) == (1, "")
-    assert err.startswith(f"fastae: error: {file}: not a .npz or .npy file of numbers, or damaged")
+    assert err == f"fastae: error: --data {file}: not a .npz or .npy file of numbers, or damaged\n"
+
+
+@pytest.mark.usefixtures("needs_files")
+def test_nothing_to_do(run, tiles, tmp_path):
+    arguments = ("batchnorm_mlp", "--data", tiles, "--out", tmp_path / "run")
+    assert run(*arguments, "--epochs", 2)[0] == 0
+    before = weights(tmp_path / "run")
+    for epochs in (1, 2):
+        resumed = run(*arguments, "--epochs", epochs, "--resume")
+        assert resumed == (0, "", "fastae: nothing to do: 2 epochs done\n")
+    assert_same(before, weights(tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("needs_files")
+@pytest.mark.parametrize(
+    "arguments", [("--resume",), ("--threads", 2), ("--data", "mnits"), ("--backend", "quick")]
+)
+def test_what_is_refused_leaves_no_folder(run, tmp_path, arguments):
+    status, out, _ = run("quark_mlp", "--data", "digits", "--out", tmp_path / "run", *arguments)
+    assert (status, out) == (1, "")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("needs_files")
+def test_folder_that_cannot_be_made(run, file):
+    status, out, err = run("quark_mlp", "--data", "digits", "--out", file / "run")
+    assert (status, out) == (1, "")
+    assert err == f"fastae: error: --out {file / 'run'}: Not a directory\n"
+
+
+@pytest.mark.usefixtures("needs_files")
+def test_full_disk_names_the_folder(run, tiles, tmp_path, monkeypatch):
+    def full(self, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+
+    monkeypatch.setattr(fastae.Trainer, "save", full)
+    for options in ((), ("--checkpoint-every", 1)):
+        arguments = ("batchnorm_mlp", "--data", tiles, "--epochs", 1, "--quiet", "--out", tmp_path / "run")
+        status, _, err = run(*arguments, *options)
+        assert status == 1
+        assert err == f"fastae: error: --out {tmp_path / 'run'}: {os.strerror(errno.ENOSPC)}\n"
 
 
 def test_damaged_mnist_is_named(run, tmp_path, monkeypatch):
