@@ -216,6 +216,7 @@ def itself(v, found):
 BOUNDS = {
     "mae": of_loss(lambda v: np.abs(v.y - v.target), np.ones_like),
     "huber": of_loss(huber_element, lambda v: np.minimum(np.abs(v.y - v.target), v.delta)),
+    "row_mse": lambda v, found: {"error": ((np.abs(v.y) + np.abs(v.target)) ** 2).mean(1)},
     "bce": of_loss(cross_entropy, cross_entropy_slope),
     "bce_with_logits": of_loss(logits_element, lambda v: 1 / (1 + np.exp(-v.logits)) + v.target),
     "adam": lambda v, found: dict(
@@ -979,6 +980,7 @@ DEFINITIONS = {
     ),
     "bce_with_logits": bce_with_logits,
     "total": lambda row_loss: {"loss": row_loss.sum(keepdims=True)},
+    "row_mse": lambda y, target: {"error": ((y - target) ** 2).mean(1)},
     "sgd": lambda g, w, learning_rate, weight_decay: {"w": w - learning_rate * (g + weight_decay * w)},
     "momentum": momentum,
     "adam": adam,

@@ -500,6 +500,17 @@ def _total(row_loss, loss, part, parts):
 
 
 @njit(**OPTIONS)
+def _row_mse(y, target, error, part, parts):
+    for i in range(*share(y.shape[0], part, parts)):
+        row, goal = row_of(y, i), row_of(target, i)
+        total = y.dtype.type(0)
+        for j in range(row.size):
+            e = row[j] - goal[j]
+            total = plus(total, e * e)
+        error[i] = total / row.size
+
+
+@njit(**OPTIONS)
 def _sgd(g, learning_rate, weight_decay, w, part, parts):
     start, stop = share(w.size, part, parts)
     rate, decay = w.dtype.type(learning_rate), w.dtype.type(weight_decay)

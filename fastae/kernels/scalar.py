@@ -551,6 +551,17 @@ def total(row_loss, loss) -> None:
     loss[0] = result
 
 
+def row_mse(y, target, error) -> None:
+    """error = sum_m (y - target)^2 / m."""
+    n, m = y.shape
+    for i in range(n):
+        result = 0.0
+        for j in range(m):
+            e = y[i, j] - target[i, j]
+            result += e * e  # e ** 2 would raise where it overflows
+        error[i] = result / m
+
+
 # --- optimisers and data -------------------------------------------------------------------------
 
 

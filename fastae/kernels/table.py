@@ -407,6 +407,16 @@ _row(
     source="one sum, kept apart so that no sum is ever split over threads",
 )
 _row(
+    "row_mse",
+    "Mean squared error of each row: how well it is reconstructed, a score for anomalies.",
+    "error = sum_m (y - target)^2 / m",
+    inputs="y[n,m] target[n,m]",
+    out="error[n]",
+    flops=lambda d: 3 * d.n * d.m + d.n,
+    source="the usual score of a reconstruction",
+    exact=False,
+)
+_row(
     "sgd",
     "Gradient descent.",
     "w -= learning_rate (g + weight_decay w)",

@@ -625,6 +625,12 @@ def total(row_loss, loss) -> None:
     np.add.reduce(row_loss, 0, out=loss, keepdims=True)
 
 
+def row_mse(y, target, error) -> None:
+    """error = sum_m (y - target)^2 / m."""
+    _squares(y, target, error, _SCRATCH.take(y.dtype.char, y.shape))
+    np.divide(error, y.shape[1], error)
+
+
 # --- optimisers and data -------------------------------------------------------------------------
 
 
