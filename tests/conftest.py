@@ -20,7 +20,7 @@ from fastae import backend as backends
 from fastae.kernels.table import ACTIVATIONS, Array, Constant, Kernel
 
 GUARD = 256  # bytes before and after an array; more than any vector or row padding
-GUARD_BYTE = 0xA5
+GUARD_BYTE = 0xFF  # read as a number it is NaN: what reads beyond an array shows
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -1,0 +1,174 @@
+"""Executors: same bits for any number of threads, whatever lies in the arena; nothing out of bounds."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fastae
+from fastae import backend as backends
+from fastae.kernels.table import ACTIVATIONS, KERNELS
+from fastae.layers import Activation, BatchNorm, Dense, Dropout, Parallel, Subsample
+from fastae.lowering import lower
+from fastae.network import Network
+
+COMPILED = ["numba", "cython"]
+
+
+def load(name):
+    """The module of a backend; without its dependency a skip, in CI a failure."""
+    try:
+        return backends.load(name).module
+    except ImportError as missing:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(missing))
+
+
+def run(module, net, x, n_threads, *, batch_size, optimizer, poison=False):
+    """Bits of the losses, the reconstructions and the weights of one pass."""
+    dtype = x.dtype
+    program = lower(
+        net,
+        batch_size=batch_size,
+        loss="mse",
+        optimizer=optimizer,
+        dtype=dtype,
+        padded=module.PADDED,
+        fused_update=module.FUSED_UPDATE,
+    )
+    arena = program.new_arena()
+    if poison:
+        arena[64 // arena.itemsize :] = np.nan
+    program.write_weights(arena, net.initial_weights(0))
+    executor = module.Executor(program, arena, n_threads)
+    losses = np.full(-(-len(x) // batch_size), np.nan)
+    executor.run(program.routine("train"), x, None, None, losses=losses)
+    out = np.full((len(x), net.output_shape[0]), np.nan, dtype)
+    executor.run(program.routine("reconstruct"), x, None, None, out=out)
+    assert np.isfinite(losses).all()
+    assert np.isfinite(out).all()
+    weights = program.read_weights(arena)
+    return losses.tobytes(), out.tobytes(), b"".join(w.tobytes() for w in weights.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_same_bits_for_any_number_of_threads(name, dtype):
+    # wide enough that numba cuts its products into several blocks, and ragged
+    net = Network(
+        [Dense(517, "tanh"), BatchNorm(), Dense(70)], [Dense(517, "relu"), Dense(333, "sigmoid")], 333
+    )
+    x = np.random.default_rng(1).normal(size=(250, 333)).astype(dtype)
+    module = load(name)
+    first = run(module, net, x, 1, batch_size=97, optimizer=fastae.Adam(1e-3))
+    for n_threads in (2, 3, 5):
+        assert run(module, net, x, n_threads, batch_size=97, optimizer=fastae.Adam(1e-3)) == first
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("sizes", [(225, 75), (10, 3), (17, 5), (33, 16)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_what_lies_in_the_arena_does_not_matter(name, dtype, sizes, activation):
+    image_dim, hidden = sizes
+    branches = Parallel(
+        [Dense(hidden, activation), Dense(hidden, "tanh")], [Subsample(3), Dense(hidden, use_bias=False)]
+    )
+    net = Network([branches, Activation("tanh")], [Dense(image_dim, activation)], image_dim)
+    x = np.random.default_rng(1).normal(size=(53, image_dim)).astype(dtype)
+    module = load(name)
+    optimizer = fastae.SGD(0.1)
+    clean = run(module, net, x, 1, batch_size=20, optimizer=optimizer)
+    for n_threads in (1, 3):
+        assert run(module, net, x, n_threads, batch_size=20, optimizer=optimizer, poison=True) == clean
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_cython_gives_a_row_the_same_bits_alone_and_in_any_batch(dtype):
+    net = Network([Dense(37, "sigmoid"), Dense(9)], [Dense(70, "relu"), Dense(133, "tanh")], 133)
+    x = np.random.default_rng(2).normal(size=(41, 133)).astype(dtype)
+    module = load("cython")
+    found = []
+    for batch_size in (1, 7, 20, 41):
+        program = lower(net, batch_size=batch_size, loss="mse", optimizer="sgd", dtype=dtype, padded=True)
+        arena = program.new_arena()
+        program.write_weights(arena, net.initial_weights(3))
+        out = np.full(x.shape, np.nan, dtype)
+        module.Executor(program, arena, 1).run(program.routine("reconstruct"), x, None, None, out=out)
+        found.append(out.tobytes())
+    assert set(found) == {found[0]}
+
+
+def test_a_backend_trains_on_no_other_s_kernels(backend, monkeypatch):
+    def borrowed(*arguments):
+        raise AssertionError("a kernel of another backend was called")
+
+    module = load(backend)
+    for other in {"scalar", "numpy", "numba", "cython"} - {backend}:
+        for name in KERNELS:
+            monkeypatch.setattr(load(other), name, borrowed)
+    net = Network(
+        [Dense(5, "elu"), BatchNorm(), Dropout(0.3), Dense(2)], [Dense(5, "relu"), Dense(7, "sigmoid")], 7
+    )
+    x = np.random.default_rng(4).random((12, 7)).astype(np.float32)
+    for optimizer in (fastae.Adam(), fastae.SGD(0.1, momentum=0.9, clip_norm=1.0), fastae.RMSprop()):
+        run(module, net, x, 1, batch_size=6, optimizer=optimizer)
+
+
+def test_an_executor_refuses_what_would_reach_out_of_bounds(backend):
+    module = load(backend)
+    net = Network([Dense(3)], [Dense(5)], 5)
+    program = lower(
+        net, batch_size=4, loss="mse", optimizer="sgd", padded=module.PADDED, fused_update=module.FUSED_UPDATE
+    )
+    executor = module.Executor(program, program.new_arena(), 1)
+    x = np.ones((6, 5), np.float32)
+    own, autoencoding = program.routine("train", own_target=True), program.routine("train")
+    for message, arguments in (
+        ("data: expected shape", (autoencoding, np.ones((6, 9), np.float32), None, None)),
+        ("target: expected an array", (own, x, None, None)),
+        ("target: expected shape", (own, x, x[:3], None)),
+        ("target: expected None", (autoencoding, x, x, None)),
+        ("order: expected rows from 0 to 5", (autoencoding, x, None, np.array([0, 6]))),
+        ("order: expected rows from 0 to 5", (autoencoding, x, None, np.array([0, -1]))),
+    ):
+        with pytest.raises(ValueError, match=message):
+            executor.run(*arguments)
+    with pytest.raises(ValueError, match="out: expected shape"):
+        executor.run(program.routine("encode"), x, None, None, out=np.ones((6, 5), np.float32))
+    with pytest.raises(ValueError, match="n_threads: expected"):
+        module.Executor(program, program.new_arena(), 0)
+
+
+def test_cython_kernels_refuse_what_would_reach_out_of_bounds():
+    module = load("cython")
+    nothing, one = np.empty(0, np.float32), lambda *shape: np.ones(shape, np.float32)
+    relu = ACTIVATIONS["relu"].code
+    for message, name, arguments in (
+        ("n: expected at least 1", "dense_forward", (one(0, 3), one(3, 2), nothing, 0, one(0, 2))),
+        ("x: expected an array", "dense_input_grad", (one(2, 3), one(4, 3), nothing, relu, one(2, 4))),
+        ("m: expected 1, got 1000", "subsample_forward", (one(2, 3), 3, one(2, 1000))),
+        ("w: expected k = 3", "dense_forward", (one(2, 3), one(4, 2), nothing, 0, one(2, 2))),
+    ):
+        with pytest.raises(ValueError, match=message):
+            getattr(module, name)(*arguments)
+
+
+def test_no_module_of_another_instruction_set_is_loaded():
+    module = load("cython")
+    least = list(module.VARIANTS)[-1]
+    code = (
+        "import sys, fastae; fastae.set_backend('cython'); from fastae.kernels import compiled; "
+        "print(compiled.instruction_set, *(m.rpartition('.')[2] for m in sys.modules if 'compiled._' in m))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"FASTAE_ISA": least},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [least, "_baseline"]
