@@ -52,7 +52,17 @@ from fastae.layers import (
     positive_int,
 )
 from fastae.network import Network, Placed
-from fastae.program import ALIGNMENT, COUNTER, HEADER_BYTES, STEP, Instruction, Program, Routine, Slot
+from fastae.program import (
+    ALIGNMENT,
+    COUNTER,
+    HEADER_BYTES,
+    STEP,
+    Instruction,
+    Program,
+    Routine,
+    Slot,
+    row_stride,
+)
 
 __all__ = ["build", "lower"]
 
@@ -121,6 +131,11 @@ class DenseOp(Op):
         self.inputs = (x,)
         self.output = to.value(name, placed.output_shape, [x], f, layer.trainable)
 
+    def only_for(self, reader: Op) -> bool:
+        """Whether the bare product is all that `reader` reads, and nothing else reads it."""
+        y = self.output
+        return reader.inputs == (y,) and y.uses == 1 and y.activation == "linear"
+
     def forward(self, to: _Lowering) -> None:
         x, y = to.place(self.inputs[0]), self.output
         to.emit("dense_forward", x=x, w=self.w, b=self.b, activation=to.activation(y), y=y.slot)
@@ -153,23 +168,35 @@ class BatchNormOp(Op):
         self.output = to.value(name, placed.output_shape, [x], f, trainable=True)
 
     def forward(self, to: _Lowering) -> None:
-        x, y, f = to.place(self.inputs[0]), self.output, to.activation(self.output)
-        note = f"{f} fused" if f != "linear" else ""
+        x, f = to.place(self.inputs[0]), to.activation(self.output)
+        self.normalise(to, "batchnorm", f"{f} fused" if f != "linear" else "", x=x)
+
+    def forward_with(self, to: _Lowering, dense: DenseOp) -> None:
+        """Emit the one instruction that makes the output of `dense` and from it the own one."""
+        f, z = to.activation(self.output), self.inputs[0]
+        steps = "product and normalisation" if f == "linear" else f"product, normalisation and {f}"
+        x = to.place(dense.inputs[0])
+        made = {"z": z.slot} if to.mode == "train" else {}  # the backward pass reads it
+        note = f"{dense.name} and {self.name}: {steps} in one"
+        self.normalise(to, "dense_batchnorm", note, x=x, w=dense.w, b=dense.b, **made)
+
+    def normalise(self, to: _Lowering, kernel: str, note: str, **operands: Slot | None) -> None:
+        """Emit `kernel` in the form for training or the other."""
         both: dict[str, Operand] = {
-            "x": x,
+            **operands,
             "gamma": self.gamma,
             "beta": self.beta,
             "running_mean": self.running_mean,
             "running_var": self.running_var,
-            "activation": f,
+            "activation": to.activation(self.output),
             "epsilon": self.layer.epsilon,
-            "y": y.slot,
+            "y": self.output.slot,
         }
         if to.mode == "train":
             both |= {"momentum": self.layer.momentum, "mean": self.mean, "inv_std": self.inv_std}
-            to.emit("batchnorm_forward", note, **both)
+            to.emit(f"{kernel}_forward", note, **both)
         else:
-            to.emit("batchnorm_inference", note, **both)
+            to.emit(f"{kernel}_inference", note, **both)
 
     def backward(self, to: _Lowering, da: Slot) -> None:
         (x,), y = self.inputs, self.output
@@ -420,7 +447,7 @@ class _Lowering:
     def shaped(self, name: str, offset: int, shape: Shape, batched: bool) -> Slot:
         stride = math.prod(shape[1:])
         if self.padded and len(shape) > 1:
-            stride = self.round_up(stride)
+            stride = row_stride(stride, self.dtype.itemsize)
         return Slot(name, offset, shape, stride, batched)
 
     def slot(self, name: str, shape: Shape, batched: bool = False) -> Slot:
@@ -508,8 +535,15 @@ class _Lowering:
     def forward(self, ops: Iterable[Op], mode: str) -> list[Instruction]:
         """Return the forward instructions of some ops in a mode."""
         self.mode, self.instructions = mode, []
-        for op in ops:
-            if not self.absent(op.output):
+        present = [op for op in ops if not self.absent(op.output)]
+        waiting: DenseOp | None = None
+        for op, following in itertools.zip_longest(present, present[1:]):
+            if waiting is not None and isinstance(op, BatchNormOp):
+                op.forward_with(self, waiting)
+                waiting = None
+            elif isinstance(op, DenseOp) and isinstance(following, BatchNormOp) and op.only_for(following):
+                waiting = op
+            else:
                 op.forward(self)
         return self.instructions
 
@@ -838,7 +872,7 @@ def lower(
     dtype : "float32" or "float64"
         Of everything in the arena.
     padded : bool
-        Round row strides of arrays of two or more dims up to 64 bytes.
+        Give arrays of two or more dims the row strides of `fastae.program.row_stride`.
     fused_update : bool
         Apply the gradient of a dense layer as it is computed, if the optimiser has a kernel for it
         and clips nothing; those gradients are not stored then.

@@ -28,7 +28,7 @@ from fastae.layers import GaussianNoise, MaskingNoise, Shape, positive_int
 if TYPE_CHECKING:
     from fastae.network import Network
 
-__all__ = ["COUNTER", "HEADER_BYTES", "STEP", "WIDTH", "Instruction", "Program", "Routine", "Slot"]
+__all__ = ["COUNTER", "HEADER_BYTES", "STEP", "WIDTH", "Instruction", "Program", "Routine", "Slot", "row_stride"]
 
 #: Columns of an encoded instruction.
 WIDTH = 32
@@ -41,6 +41,16 @@ HEADER_BYTES = 64
 
 #: Place of each kernel in the table.
 _NUMBERS = {name: number for number, name in enumerate(KERNELS)}
+
+
+def row_stride(columns: int, itemsize: int) -> int:
+    """Elements from one row to the next in a Program with padded rows: whole lines of 64 bytes.
+
+    Long rows get one more where their lines are a multiple of 4. Else rows of 1024 or 2048 bytes, say, lie on
+    few of a cache's sets, and a panel of some of their columns does not stay in it, small as it is.
+    """
+    lines = -(-columns * itemsize // ALIGNMENT)
+    return (lines + (lines >= 8 and lines % 4 == 0)) * ALIGNMENT // itemsize
 
 
 @dataclass(frozen=True)
@@ -357,7 +367,7 @@ class Program:
     dtype : numpy.dtype
         float32 or float64.
     padded : bool
-        Whether row strides of arrays of two or more dims are multiples of 64 bytes.
+        Whether row strides of arrays of two or more dims are those of `row_stride`.
     noise : GaussianNoise, MaskingNoise or None
         Noise on the input in training.
     arena_size : int

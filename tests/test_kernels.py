@@ -193,6 +193,33 @@ def bounds_of_batchnorm_inference(v, found):
     return {"y": scale * (np.abs(v.x) + np.abs(v.running_mean)) + np.abs(v.beta)}
 
 
+def bounds_of_dense_batchnorm(v, found):
+    """What is normalised errs already, by e = sum |x| |w| + |b|. The mean takes over the mean of it, the variance
+    twice the mean of |z - mean| e, half of that relative to the variance inv_std.
+    """
+    inv_std = found["inv_std"]
+    e = np.abs(v.x) @ np.abs(v.w) + np.abs(getattr(v, "b", 0))
+    d, mean = np.abs(found["z"] - found["mean"]), e.mean(0)
+    spread = (d * (e + mean)).mean(0)
+    relative = 2 + spread * inv_std**2
+    count = len(v.x) / max(len(v.x) - 1, 1)
+    var = (d**2).mean(0) * count
+    return {
+        "z": e,
+        "y": np.abs(v.gamma) * inv_std * (e + 2 * mean + d * relative) + np.abs(v.beta),
+        "mean": mean,
+        "inv_std": relative * inv_std,
+        "running_mean": np.abs(v.running_mean) + v.momentum * (mean + np.abs(v.running_mean)),
+        "running_var": v.running_var + v.momentum * (var + 2 * spread * count + v.running_var),
+    }
+
+
+def bounds_of_dense_batchnorm_inference(v, found):
+    scale = np.abs(v.gamma) / np.sqrt(v.running_var + v.epsilon)
+    e = np.abs(v.x) @ np.abs(v.w) + np.abs(getattr(v, "b", 0))
+    return {"y": scale * (e + np.abs(v.running_mean)) + np.abs(v.beta)}
+
+
 def bounds_of_batchnorm_backward(v, found):
     """All signs equal, in every sum."""
     da, h = np.abs(v.dy), (np.abs(v.x) + np.abs(v.mean)) * v.inv_std
@@ -245,6 +272,8 @@ BOUNDS = {
     "batchnorm_forward": bounds_of_batchnorm,
     "batchnorm_inference": bounds_of_batchnorm_inference,
     "batchnorm_backward": bounds_of_batchnorm_backward,
+    "dense_batchnorm_forward": bounds_of_dense_batchnorm,
+    "dense_batchnorm_inference": bounds_of_dense_batchnorm_inference,
     "softmax_forward": bounds_of_softmax,
     "dropout_forward": itself,
     "dropout_backward": itself,
@@ -993,6 +1022,13 @@ DEFINITIONS = {
         "y": EXACTLY[activation](gamma * (x - running_mean) / np.sqrt(running_var + epsilon) + beta)
     },
     "batchnorm_backward": batchnorm_backward,
+    "dense_batchnorm_forward": lambda x, w, b, gamma, beta, running_mean, running_var, **constants: {
+        "z": x @ w + b,
+        **batchnorm_forward(x @ w + b, gamma, beta, running_mean, running_var, **constants),
+    },
+    "dense_batchnorm_inference": lambda x, w, b, gamma, beta, running_mean, running_var, activation, epsilon: {
+        "y": EXACTLY[activation](gamma * (x @ w + b - running_mean) / np.sqrt(running_var + epsilon) + beta)
+    },
     "softmax_forward": lambda x: {"y": softmax(x)},
     "softmax_backward": lambda dy, y: {"dx": y * (dy - (dy * y).sum(1, keepdims=True))},
     "dropout_forward": lambda x, counter, rate, stream: {

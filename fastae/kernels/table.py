@@ -528,6 +528,15 @@ _row(
     source="Pascanu, Mikolov, Bengio, On the difficulty of training recurrent networks (2013)",
     exact=False,
 )
+_MOMENTUM = Constant(
+    "momentum",
+    "real",
+    0.1,
+    0.0,
+    "weight of the batch in the running statistics, in [0, 1]",
+    maximum=1.0,
+)
+_BATCHNORM = "Ioffe, Szegedy, Batch normalization (2015)"
 _row(
     "batchnorm_forward",
     "Batch normalisation with the batch's statistics, and its activation; running statistics follow.",
@@ -535,22 +544,11 @@ _row(
     "inv_std = 1 / sqrt(var + epsilon); running_mean += momentum (mean - running_mean); "
     "running_var += momentum (var n / (n - 1) - running_var)",
     inputs="x[n,m] gamma[m] beta[m]",
-    constants=(
-        ACTIVATION,
-        EPSILON,
-        Constant(
-            "momentum",
-            "real",
-            0.1,
-            0.0,
-            "weight of the batch in the running statistics, in [0, 1]",
-            maximum=1.0,
-        ),
-    ),
+    constants=(ACTIVATION, EPSILON, _MOMENTUM),
     state="running_mean[m] running_var[m]",
     out="y[n,m] mean[m] inv_std[m]",
     flops=lambda d: (7 + _act(d)) * d.n * d.m,
-    source="Ioffe, Szegedy, Batch normalization (2015), with the conventions of PyTorch's BatchNorm1d",
+    source=f"{_BATCHNORM}, with the conventions of PyTorch's BatchNorm1d",
     gradient="batchnorm_backward",
     exact=False,
     at_least={"n": 2},
@@ -563,7 +561,7 @@ _row(
     constants=(ACTIVATION, EPSILON),
     out="y[n,m]",
     flops=lambda d: (3 + _act(d)) * d.n * d.m,
-    source="Ioffe, Szegedy, Batch normalization (2015)",
+    source=_BATCHNORM,
     exact=False,
 )
 _row(
@@ -576,7 +574,34 @@ _row(
     constants=(ACTIVATION,),
     out="dx[n,m] dgamma[m] dbeta[m]",
     flops=lambda d: 13 * d.n * d.m,
-    source="Ioffe, Szegedy, Batch normalization (2015)",
+    source=_BATCHNORM,
+    exact=False,
+)
+_row(
+    "dense_batchnorm_forward",
+    "Fully connected layer, batch normalisation of its output and activation; running statistics follow.",
+    "z = x w + b; then as batchnorm_forward of z: y = f(gamma (z - mean) inv_std + beta); mean = mean_n z; "
+    "var = mean_n (z - mean)^2; inv_std = 1 / sqrt(var + epsilon); "
+    "running_mean += momentum (mean - running_mean); "
+    "running_var += momentum (var n / (n - 1) - running_var)",
+    inputs="x[n,k] w[k,m] b[m]? gamma[m] beta[m]",
+    constants=(ACTIVATION, EPSILON, _MOMENTUM),
+    state="running_mean[m] running_var[m]",
+    out="z[n,m] y[n,m] mean[m] inv_std[m]",
+    flops=lambda d: 2 * d.n * d.k * d.m + (8 + _act(d)) * d.n * d.m,
+    source=f"{_BATCHNORM}, with the conventions of PyTorch's BatchNorm1d",
+    exact=False,
+    at_least={"n": 2},
+)
+_row(
+    "dense_batchnorm_inference",
+    "Fully connected layer, batch normalisation with the running statistics and activation.",
+    "y = f(gamma (x w + b - running_mean) / sqrt(running_var + epsilon) + beta)",
+    inputs="x[n,k] w[k,m] b[m]? gamma[m] beta[m] running_mean[m] running_var[m]",
+    constants=(ACTIVATION, EPSILON),
+    out="y[n,m]",
+    flops=lambda d: 2 * d.n * d.k * d.m + (4 + _act(d)) * d.n * d.m,
+    source=_BATCHNORM,
     exact=False,
 )
 _row(
