@@ -28,7 +28,17 @@ from fastae.layers import GaussianNoise, MaskingNoise, Shape, positive_int
 if TYPE_CHECKING:
     from fastae.network import Network
 
-__all__ = ["COUNTER", "HEADER_BYTES", "STEP", "WIDTH", "Instruction", "Program", "Routine", "Slot", "row_stride"]
+__all__ = [
+    "COUNTER",
+    "HEADER_BYTES",
+    "STEP",
+    "WIDTH",
+    "Instruction",
+    "Program",
+    "Routine",
+    "Slot",
+    "row_stride",
+]
 
 #: Columns of an encoded instruction.
 WIDTH = 32

@@ -194,8 +194,8 @@ def bounds_of_batchnorm_inference(v, found):
 
 
 def bounds_of_dense_batchnorm(v, found):
-    """What is normalised errs already, by e = sum |x| |w| + |b|. The mean takes over the mean of it, the variance
-    twice the mean of |z - mean| e, half of that relative to the variance inv_std.
+    """What is normalised errs already, by e = sum |x| |w| + |b|. The mean errs by the mean of it, the variance
+    by twice the mean of |z - mean| e, and inv_std by half of that, relative to the variance.
     """
     inv_std = found["inv_std"]
     e = np.abs(v.x) @ np.abs(v.w) + np.abs(getattr(v, "b", 0))
@@ -1026,8 +1026,11 @@ DEFINITIONS = {
         "z": x @ w + b,
         **batchnorm_forward(x @ w + b, gamma, beta, running_mean, running_var, **constants),
     },
-    "dense_batchnorm_inference": lambda x, w, b, gamma, beta, running_mean, running_var, activation, epsilon: {
-        "y": EXACTLY[activation](gamma * (x @ w + b - running_mean) / np.sqrt(running_var + epsilon) + beta)
+    "dense_batchnorm_inference": lambda x, w, b, running_mean, running_var, **others: {
+        "y": EXACTLY[others["activation"]](
+            others["gamma"] * (x @ w + b - running_mean) / np.sqrt(running_var + others["epsilon"])
+            + others["beta"]
+        )
     },
     "softmax_forward": lambda x: {"y": softmax(x)},
     "softmax_backward": lambda dy, y: {"dx": y * (dy - (dy * y).sum(1, keepdims=True))},

@@ -31,7 +31,7 @@ from fastae.layers import (
 from fastae.lowering import build, lower
 from fastae.network import Network
 from fastae.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
-from fastae.program import COUNTER, STEP, WIDTH
+from fastae.program import COUNTER, STEP, WIDTH, row_stride
 
 SHORT = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
@@ -1299,3 +1299,14 @@ def test_rows_of_several_dims_lie_flat():
 def test_every_layer_has_a_lowering():
     for cls in LAYERS.values():
         assert build.dispatch(cls) is not build.dispatch(Layer)
+
+
+def test_long_rows_do_not_share_their_cache_sets():
+    """A stride of 1024 bytes visits 4 of 64 sets; whole lines, and for short rows no more than needed."""
+    for itemsize in (4, 8):
+        for columns in range(1, 3000):
+            lines, rest = divmod(row_stride(columns, itemsize) * itemsize, 64)
+            fewest = -(-columns * itemsize // 64)
+            assert rest == 0
+            assert fewest <= lines <= fewest + (fewest >= 8)
+            assert lines < 8 or lines % 4

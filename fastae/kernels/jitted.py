@@ -733,9 +733,8 @@ def _batchnorm_forward(
 ):
     m = x.shape[1]
     start, stop = _edge(m, part, parts), _edge(m, part + 1, parts)
-    _normalise(
-        x, gamma, beta, activation, epsilon, momentum, running_mean, running_var, y, mean, inv_std, start, stop
-    )
+    running = running_mean, running_var
+    _normalise(x, gamma, beta, activation, epsilon, momentum, *running, y, mean, inv_std, start, stop)
 
 
 @njit(**OPTIONS)
@@ -758,12 +757,11 @@ def _dense_batchnorm_forward(
     parts,
 ):
     # a block of columns is normalised by the thread that made it
+    running = running_mean, running_var
     blocks = _count_blocks(w.shape[1], x.shape[0] * w.size)
     for block in range(*share(blocks, part, parts)):
         left, right = _dense_block(x, w, b, 0, z, block, blocks)
-        _normalise(
-            z, gamma, beta, activation, epsilon, momentum, running_mean, running_var, y, mean, inv_std, left, right
-        )
+        _normalise(z, gamma, beta, activation, epsilon, momentum, *running, y, mean, inv_std, left, right)
 
 
 @njit(**OPTIONS)
