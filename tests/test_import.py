@@ -44,6 +44,7 @@ print(*sys.modules)
     assert not set(HEAVY) & set(run(code).split())
 
 
+@pytest.mark.timed
 def test_import_takes_50_ms_at_most():
     """Over ``import numpy``; the least of several processes, which is the one least disturbed."""
     code = "import time, numpy; t = time.perf_counter(); import fastae; print(time.perf_counter() - t)"

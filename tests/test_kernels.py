@@ -194,8 +194,8 @@ def bounds_of_batchnorm_inference(v, found):
 
 
 def bounds_of_dense_batchnorm(v, found):
-    """What is normalised errs already, by e = sum |x| |w| + |b|. The mean errs by the mean of it, the variance
-    by twice the mean of |z - mean| e, and inv_std by half of that, relative to the variance.
+    """What is normalised errs already, by e = sum |x| |w| + |b|. The mean errs by the mean of it, the
+    variance by twice the mean of |z - mean| e, and inv_std by half of that, relative to the variance.
     """
     inv_std = found["inv_std"]
     e = np.abs(v.x) @ np.abs(v.w) + np.abs(getattr(v, "b", 0))
