@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["COUNTER", "HEADER_BYTES", "STEP", "WIDTH", "Instruction", "Program", "Routine", "Slot"]
 
 #: Columns of an encoded instruction.
-WIDTH = 32
+WIDTH = 40
 
 #: Every slot starts on such a boundary and ends before the next one: a cache line, a vector register.
 ALIGNMENT = 64
@@ -134,6 +134,12 @@ class Instruction:
                 expected = int(dim) if dim.isdigit() else found.setdefault(dim, length)
                 if length != expected:
                     raise ValueError(f"{self.kernel}: {dim} of {array.name} must be {expected}; got {slot}")
+        if found.keys() != set(self.row.dims):  # those of workspaces alone
+            known = {**found, **self.constants}
+            found = (
+                self.row.derive({name: v for name, v in known.items() if name not in self.row.derived})
+                | found
+            )
         return {dim: found[dim] for dim in self.row.dims}
 
     @property
