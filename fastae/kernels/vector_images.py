@@ -552,20 +552,25 @@ def _largest(x: np.ndarray, windows: _Windows, y: np.ndarray, position: np.ndarr
         np.maximum(part, x[:, :, *e.image], out=part)  # NaN is the largest
     if not position.size:
         return
-    same = SCRATCH.take("?", y.shape)
-    np.not_equal(y, y, same)
-    nans = same.any()
-    for e in reversed(windows.elements):  # so that the first is the last to stand
-        number, part, found = x[:, :, *e.image], y[:, :, *e.windows], same[:, :, *e.windows]
-        np.equal(number, part, found)
+    # Counted rather than chosen: the elements before the first that is the largest, in bytes if they fit.
+    char = "B" if len(windows.elements) < 1 << 8 else "I"
+    before = SCRATCH.take(char, y.shape)
+    missed, differ, of_nan = SCRATCH.take("?", (3, *y.shape))
+    np.not_equal(y, y, missed)
+    nans = missed.any()
+    missed.fill(True)
+    before.fill(0)
+    for e in windows.elements[:-1]:
+        number, part = x[:, :, *e.image], differ[:, :, *e.windows]
+        np.not_equal(number, y[:, :, *e.windows], part)
         if nans:
-            _add_nans(number, found)
-        np.copyto(position[:, :, *e.windows], e.u * windows.kernel[1] + e.v, where=found)
-
-
-def _add_nans(x: np.ndarray, found: np.ndarray) -> None:
-    """Set what is found where x is NaN."""
-    np.logical_or(found, np.isnan(x, SCRATCH.take("b", x.shape).view("?")), found)
+            equal = of_nan[:, :, *e.windows]
+            np.equal(number, number, equal)
+            np.logical_and(part, equal, part)
+        still = missed[:, :, *e.windows]
+        np.logical_and(still, part, still)
+        np.add(before, missed, before)
+    np.copyto(position, before)
 
 
 def max_pool2d_forward(
