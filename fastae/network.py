@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
@@ -16,6 +17,9 @@ from fastae.layers import MAX_DEPTH, Layer, Parallel, ParameterSpec, Shape, posi
 __all__ = ["Network", "Placed", "Recipe"]
 
 SAMPLINGS = ("shuffle", "replacement", "sequential")
+
+#: Most elements of a row or a parameter: more have no number of bytes in 64 bits.
+_MOST = (1 << 60) - 1
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,8 @@ class _Placer:
         try:
             output = layer.output_shape(shape)
             parameters = tuple(replace(p, name=f"{name}.{p.name}") for p in layer.parameters(shape))
+            for what, sizes in [("output", output), *((p.name, p.shape) for p in parameters)]:
+                _check_product(what, sizes)
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from None
         return Placed(layer, name, shape, output, parameters)
@@ -266,6 +272,14 @@ class Network:
         """Number of elements of the parameters that training changes."""
         return sum(p.size for p in self.parameters if p.trainable)
 
+    def trace(self) -> str:
+        """Return the shape of a row from layer to layer, to see where it went astray."""
+        steps = [f"input {self.input_shape}"]
+        steps += [f"{p.name} {p.output_shape}" for p in self.placed_encoder]
+        steps[-1] += ", the code"
+        steps += [f"{p.name} {p.output_shape}" for p in self.placed_decoder]
+        return " -> ".join(steps)
+
     def initial_weights(
         self, seed: int | np.random.SeedSequence | np.random.Generator | None = None, dtype: str = "float64"
     ) -> dict[str, npt.NDArray[Any]]:
@@ -349,9 +363,19 @@ class Network:
 
 
 def _check_shape(shape: Any) -> Shape:
-    if isinstance(shape, Sequence) and not isinstance(shape, str) and shape:
-        return tuple(positive_int("input_shape", length) for length in shape)
-    return (positive_int("input_shape", shape),)
+    sizes = shape if isinstance(shape, Sequence) and not isinstance(shape, str) and shape else (shape,)
+    checked = tuple(positive_int("input_shape", length) for length in sizes)
+    _check_product("input_shape", checked)
+    return checked
+
+
+def _check_product(name: str, shape: Shape) -> None:
+    """Refuse what no array could hold, before anybody tries to make it."""
+    if math.prod(shape) > _MOST:
+        raise ValueError(
+            f"{name} must have a number of bytes below 2**63; got shape {shape} with "
+            f"{math.prod(shape)} elements"
+        )
 
 
 def _summary_rows(placed: Placed, depth: int) -> Iterator[tuple[str, ...]]:
