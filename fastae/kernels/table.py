@@ -139,6 +139,11 @@ class Kernel:
         return tuple(a for a in self.arrays if a.role == "out")
 
     @property
+    def workspace_dims(self) -> tuple[str, ...]:
+        """Dims of workspaces alone: what is larger than needed will do."""
+        return tuple(d for d in self.dims if not any(d in a.dims for a in self.arrays if a.role != "work"))
+
+    @property
     def free_dims(self) -> tuple[str, ...]:
         """Dims that no given array fixes and none derives: the checked call asks for them."""
         fixed = {d for a in self.given for d in a.dims if not a.optional}
