@@ -170,8 +170,8 @@ class BatchNorm(Layer):
 
     Notes
     -----
-    The conventions are those of PyTorch's BatchNorm1d and BatchNorm2d: the running variance is the unbiased one, that
-    of the batch is not.
+    The conventions are those of PyTorch's BatchNorm1d and BatchNorm2d: the running variance is the
+    unbiased one, that of the batch is not.
 
     References
     ----------
