@@ -42,6 +42,9 @@ class Recipe:
         "shuffle" (every row once an epoch), "replacement" or "sequential".
     updates : int, optional
         The published number of updates, where it was not counted in epochs.
+    train_rows, validation_rows : int, optional
+        Rows of the training data it was trained on, the first ones, and those behind them it was
+        validated on; all of it, and the test data, when not given.
     published : dict of str to number or str
         What the document says came of it, such as "validation_loss" after the last epoch and
         "validation_loss_epoch_1" after the first.
@@ -56,6 +59,8 @@ class Recipe:
     dtype: str = "float32"
     sampling: str = "shuffle"
     updates: int | None = None
+    train_rows: int | None = None
+    validation_rows: int | None = None
     published: Mapping[str, float | str] = field(default_factory=dict, hash=False)
     reference: Mapping[str, float | str] = field(default_factory=dict, hash=False)
 
@@ -65,8 +70,13 @@ class Recipe:
             raise ValueError(f"loss of a recipe must be a name; got {self.loss!r}")
         if not isinstance(self.optimizer, optimizers.Optimizer):
             raise ValueError(f"optimizer of a recipe must be an optimiser; got {self.optimizer!r}")
-        for name in ("batch_size", "epochs", "updates"):
-            if name != "updates" or self.updates is not None:
+        if (self.train_rows is None) != (self.validation_rows is None):
+            raise ValueError(
+                "train_rows and validation_rows must both be given or both not; "
+                f"got {self.train_rows} and {self.validation_rows}"
+            )
+        for name in ("batch_size", "epochs", "updates", "train_rows", "validation_rows"):
+            if name in ("batch_size", "epochs") or getattr(self, name) is not None:
                 object.__setattr__(self, name, positive_int(name, getattr(self, name)))
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be float32 or float64; got {self.dtype!r}")

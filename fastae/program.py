@@ -336,10 +336,21 @@ def _operand_text(instruction: Instruction) -> str:
     names = {slot.name for _, slot in instruction.arrays}
     written: list[str] = []
     read: list[str] = []
+    parts: dict[str, list[tuple[int | float, bool]]] = {}  # of stride=(2, 1), and whether each says something
+    for argument, operand in zip(instruction.row.arguments, instruction.operands, strict=True):
+        if not isinstance(argument, Array) and argument.part_of and isinstance(operand, int | float):
+            parts.setdefault(argument.part_of, []).append((operand, operand != argument.default))
     for argument, operand in zip(instruction.row.arguments, instruction.operands, strict=True):
         if isinstance(argument, Array):
             if operand is None or argument.role == "work":
                 continue
+        elif argument.part_of:
+            given = parts.pop(argument.part_of, [])
+            if any(says for _, says in given):
+                values = [f"{value:g}" for value, _ in given]
+                same = len(set(values)) == 1
+                read.append(f"{argument.part_of}={values[0] if same else '(' + ','.join(values) + ')'}")
+            continue
         elif argument.kind != "activation" and operand == argument.default:
             continue
         is_written = isinstance(argument, Array) and argument.written
