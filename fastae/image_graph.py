@@ -56,7 +56,7 @@ class ConvOp(Op):
     def weight_grad(self, to: _Lowering, da: Slot) -> None:
         """Emit the gradients of weight and bias."""
         dw, db = to.gradient_of[self.w.name], None if self.b is None else to.gradient_of[self.b.name]
-        to.emit(f"{self.kernel}_weight_grad", x=self.input(to), da=da, dw=dw, db=db, **self.geometry)
+        to.emit(f"{self.kernel}_weight_grad", "", x=self.input(to), da=da, dw=dw, db=db, **self.geometry)
 
 
 class PlainConvOp(ConvOp):
@@ -105,7 +105,7 @@ class UpsampleConvOp(PlainConvOp):
     def weight_grad(self, to: _Lowering, da: Slot) -> None:
         dw, db = to.gradient_of[self.w.name], None if self.b is None else to.gradient_of[self.b.name]
         dv = to.slot(f"{self.name}.composed.grad", self.v.shape)
-        to.emit(f"{self.kernel}_weight_grad", x=self.input(to), da=da, dw=dv, db=db, **self.geometry)
+        to.emit(f"{self.kernel}_weight_grad", "", x=self.input(to), da=da, dw=dv, db=db, **self.geometry)
         to.emit(f"{self.make}_grad", f"back to the weight of {self.name}", dv=dv, dw=dw, **self.factors)
 
 
@@ -174,7 +174,7 @@ class WindowOp(Op):
         more: dict[str, Operand] = {}
         if self.position is not None and to.mode == "train":
             more["position"] = self.position
-        to.emit(f"{self.kernel}_forward", x=x, y=self.output.slot, **more, **self.geometry)
+        to.emit(f"{self.kernel}_forward", "", x=x, y=self.output.slot, **more, **self.geometry)
 
     def backward(self, to: _Lowering, da: Slot) -> None:
         (x,), y = self.inputs, self.output.slot

@@ -113,7 +113,7 @@ def _windows(layer: str, size: Pair, sides: Sides, extent: Pair, stride: Pair) -
 
 def _constants(**given: Pair | Sides) -> dict[str, int]:
     """Return the constants of the kernels: stride=(1, 2) as stride_h=1, stride_w=2."""
-    found = {}
+    found: dict[str, int] = {}
     for name, values in given.items():
         ends = ("h", "w") if len(values) == 2 else ("top", "left", "bottom", "right")
         found |= {f"{name}_{end}": value for end, value in zip(ends, values, strict=True)}

@@ -287,7 +287,10 @@ def strided_conv() -> Network:
         U(+-1/sqrt(fan_in)) as PyTorch's; recipe: MSE, Adam with learning rate 1e-3 and weight decay 1e-5,
         batches of 64, 10 epochs of MNIST. Published: pictures of reconstructions.
     """
-    back = {"stride": 2, "padding": 1, "output_padding": 1}
+
+    def twice(filters: int, activation: str, name: str | None = None) -> ConvTranspose2D:
+        return ConvTranspose2D(filters, 3, 2, 1, activation=activation, name=name, output_padding=1)
+
     return Network(
         encoder=_torch_start(
             *(Conv2D(16, 3, padding=1, activation="relu"), MaxPool2D(2)),
@@ -296,8 +299,8 @@ def strided_conv() -> Network:
         ),
         decoder=_torch_start(
             ConvTranspose2D(32, 7, activation="relu"),
-            ConvTranspose2D(16, 3, activation="relu", **back),
-            ConvTranspose2D(1, 3, activation="sigmoid", name="out", **back),
+            twice(16, "relu"),
+            twice(1, "sigmoid", "out"),
         ),
         input_shape=(1, 28, 28),
         name="strided_conv",
