@@ -96,9 +96,11 @@ static const double INVERSE_FACTORIAL[] = {
 #include "tiles.h"
 #include "norms.h"
 #include "noise.h"
+#include "lanes.h"
 #undef V
 #undef VI
 #undef LANES
+#undef BLOCK
 #undef REAL
 #undef INTEGER
 #undef INTEGER_MAX
@@ -143,9 +145,11 @@ static const double INVERSE_FACTORIAL[] = {
 #include "tiles.h"
 #include "norms.h"
 #include "noise.h"
+#include "lanes.h"
 #undef V
 #undef VI
 #undef LANES
+#undef BLOCK
 #undef REAL
 #undef INTEGER
 #undef INTEGER_MAX
