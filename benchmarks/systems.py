@@ -237,7 +237,7 @@ def machine() -> list[str]:
     described = {name: load(name).module.describe() for name in BACKENDS if name not in unavailable()}
     cpu = get_cpu_info().get("brand_raw", platform.machine())
     return [
-        f"{date.today()}, {cpu}, {platform.system()}, Python {platform.python_version()}, NumPy {np.__version__}.",
+        f"{date.today()}, {cpu}, {platform.system()}, Python {platform.python_version()}.",
         *(f"{name}: " + ", ".join(f"{k} {v}" for k, v in d.items()) + "." for name, d in described.items()),
     ]
 
