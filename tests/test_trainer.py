@@ -1289,6 +1289,16 @@ def test_interrupt(backend):
     assert not same_weights(trainer.weights, weights)
 
 
+def test_a_fit_after_a_finished_cosine_says_that_it_learns_nothing():
+    x = rows(100)
+    trainer = make()
+    trainer.fit(x, epochs=2, callbacks=[CosineDecay(2)])
+    with pytest.warns(RuntimeWarning, match=r"learning rate of 2\.23e-308, where a schedule has ended"):
+        trainer.fit(x, epochs=1)
+    trainer.learning_rate = trainer.optimizer.constants["learning_rate"]
+    trainer.fit(x, epochs=1)  # a warning would be an error
+
+
 def test_an_interrupted_fit_goes_on_as_if_it_had_not_been():
     """The weights are those after `updates` whole updates: nothing is half done."""
     x = rows(2000)

@@ -5,8 +5,8 @@ Built once for each instruction set from this one text. The order of things: ker
 of the table, each a loop over tiles or rows; the executor that runs a Program; what Python sees.
 
 Every matrix has the row stride ``ld(columns, pad)``: pad is 1 for the plain arrays of a call, and
-64 bytes inside a Program (see fastae.program.row_stride), where a kernel may compute the padding too and so never meets half a
-vector. `part` of `parts` is the share of the outputs this thread computes.
+64 bytes inside a Program (see fastae.program.row_stride), where a kernel may compute the padding too and
+so never meets half a vector. `part` of `parts` is the share of the outputs this thread computes.
 """
 
 from libc.math cimport isfinite, sqrt, sqrtf
