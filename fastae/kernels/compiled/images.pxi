@@ -1,5 +1,6 @@
-# Kernels on images. In a Program an image lies in blocks of rows (lanes.h); a direct call brings plain arrays, which
-# the convolutions lay into `room` and take out again, and for which the others have blocks of one row.
+
+# Kernels on images. In a Program an image lies in blocks of rows (lanes.h); a direct call brings plain arrays,
+# which the convolutions lay into `room` and take out again, and for which the others have blocks of one row.
 
 cdef extern from "kernels.h" nogil:
     ctypedef struct Axis:
@@ -15,7 +16,8 @@ cdef extern from "kernels.h" nogil:
     void gather_f32(const Gather* g, const float* x, const float* w, const float* bias, const float* saved,
                     int activation, Py_ssize_t pool_h, Py_ssize_t pool_w, float* y, float* position,
                     Py_ssize_t part, Py_ssize_t parts)
-    void gather_f64(const Gather* g, const double* x, const double* w, const double* bias, const double* saved,
+    void gather_f64(const Gather* g, const double* x, const double* w, const double* bias,
+                    const double* saved,
                     int activation, Py_ssize_t pool_h, Py_ssize_t pool_w, double* y, double* position,
                     Py_ssize_t part, Py_ssize_t parts)
     void correlation_f32(const Correlation* k, const float* a, const float* x, float* dw,
@@ -42,14 +44,17 @@ cdef extern from "kernels.h" nogil:
                      const float* dy, float* dx)
     void downsum_f64(Py_ssize_t lanes, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_t fh, Py_ssize_t fw,
                      const double* dy, double* dx)
-    double plane_sum_f32(const float* x, float shift, const float* b, float b_shift, int square, Py_ssize_t step,
+    double plane_sum_f32(const float* x, float shift, const float* b, float b_shift, int square,
+                         Py_ssize_t step,
                          Py_ssize_t blocks, Py_ssize_t places, Py_ssize_t lanes, Py_ssize_t valid)
     double plane_sum_f64(const double* x, double shift, const double* b, double b_shift, int square,
-                         Py_ssize_t step, Py_ssize_t blocks, Py_ssize_t places, Py_ssize_t lanes, Py_ssize_t valid)
+                         Py_ssize_t step, Py_ssize_t blocks, Py_ssize_t places, Py_ssize_t lanes,
+                         Py_ssize_t valid)
     void clear_lanes_f32(float* x, Py_ssize_t places, Py_ssize_t valid)
     void clear_lanes_f64(double* x, Py_ssize_t places, Py_ssize_t valid)
     void scale_plane_f32(const float* x, float* y, Py_ssize_t size, float shift, float scale, float offset)
-    void scale_plane_f64(const double* x, double* y, Py_ssize_t size, double shift, double scale, double offset)
+    void scale_plane_f64(const double* x, double* y, Py_ssize_t size, double shift, double scale,
+                         double offset)
     void interleave_f32(const float* x, Py_ssize_t x_row, Py_ssize_t rows, Py_ssize_t size, float* y)
     void interleave_f64(const double* x, Py_ssize_t x_row, Py_ssize_t rows, Py_ssize_t size, double* y)
     void deinterleave_f32(const float* x, Py_ssize_t rows, Py_ssize_t size, float* y, Py_ssize_t y_row)
@@ -268,8 +273,8 @@ cdef void conv2d_backward(
     if part > 0:
         return
     slope(dy, y, da, filled(n, pad, dy) * o * oh * ow, activation)
-    conv2d_input_grad(<const real*>da, w, <const real*>NULL, LINEAR, stride_h, stride_w, padding_top, padding_left,
-                      padding_bottom, padding_right, dilation_h, dilation_w, groups, room, dx,
+    conv2d_input_grad(<const real*>da, w, <const real*>NULL, LINEAR, stride_h, stride_w, padding_top,
+                      padding_left, padding_bottom, padding_right, dilation_h, dilation_w, groups, room, dx,
                       n, o, oh, ow, cg, kh, kw, c, ih, iw, s, pad, 0, 1)
     conv2d_weight_grad(x, <const real*>da, stride_h, stride_w, padding_top, padding_left, padding_bottom,
                        padding_right, dilation_h, dilation_w, groups, room, dw, db,
@@ -352,8 +357,8 @@ cdef void conv_transpose2d_backward(
     slope(dy, y, da, filled(n, pad, dy) * o * oh * ow, activation)
     conv_transpose2d_input_grad(
         <const real*>da, w, <const real*>NULL, LINEAR, stride_h, stride_w, padding_top, padding_left,
-        padding_bottom, padding_right, output_padding_h, output_padding_w, dilation_h, dilation_w, groups, room, dx,
-        n, o, oh, ow, c, og, kh, kw, ih, iw, s, pad, 0, 1)
+        padding_bottom, padding_right, output_padding_h, output_padding_w, dilation_h, dilation_w, groups,
+        room, dx, n, o, oh, ow, c, og, kh, kw, ih, iw, s, pad, 0, 1)
     conv_transpose2d_weight_grad(
         x, <const real*>da, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right,
         output_padding_h, output_padding_w, dilation_h, dilation_w, groups, room, dw, db,
@@ -363,8 +368,8 @@ cdef void conv_transpose2d_backward(
 # -- weights of an upsampling and a convolution in one: small, so one thread makes them ------------
 
 cdef void spread(const real* w, Py_ssize_t w_out, Py_ssize_t w_in, bint turned, real* v, Py_ssize_t v_row,
-                 Py_ssize_t first, Py_ssize_t second, Py_ssize_t kh, Py_ssize_t kw, Py_ssize_t fh, Py_ssize_t fw
-                 ) noexcept nogil:
+                 Py_ssize_t first, Py_ssize_t second, Py_ssize_t kh, Py_ssize_t kw, Py_ssize_t fh,
+                 Py_ssize_t fw) noexcept nogil:
     """v[first, second] = w, each element added to a field of fh x fw."""
     cdef Py_ssize_t i, j, u, t, a, b, vw = kw + fw - 1
     cdef const real* kernel
@@ -383,8 +388,8 @@ cdef void spread(const real* w, Py_ssize_t w_out, Py_ssize_t w_in, bint turned, 
 
 
 cdef void collect(const real* dv, Py_ssize_t v_row, bint turned, real* dw, Py_ssize_t w_out, Py_ssize_t w_in,
-                  Py_ssize_t first, Py_ssize_t second, Py_ssize_t kh, Py_ssize_t kw, Py_ssize_t fh, Py_ssize_t fw
-                  ) noexcept nogil:
+                  Py_ssize_t first, Py_ssize_t second, Py_ssize_t kh, Py_ssize_t kw, Py_ssize_t fh,
+                  Py_ssize_t fw) noexcept nogil:
     """dw = the sums of dv over those fields."""
     cdef Py_ssize_t i, j, u, t, a, b, vw = kw + fw - 1
     cdef const real* made
@@ -408,7 +413,8 @@ cdef void upsample_conv2d_weight(
         Py_ssize_t o, Py_ssize_t c, Py_ssize_t kh, Py_ssize_t kw, Py_ssize_t vh, Py_ssize_t vw,
         Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     if part == 0:
-        spread(w, kh * kw, ld(c * kh * kw, pad), True, v, ld(o * vh * vw, pad), c, o, kh, kw, factor_h, factor_w)
+        spread(w, kh * kw, ld(c * kh * kw, pad), True, v, ld(o * vh * vw, pad), c, o, kh, kw, factor_h,
+               factor_w)
 
 
 cdef void upsample_conv2d_weight_grad(
@@ -425,7 +431,8 @@ cdef void upsample_conv_transpose2d_weight(
         Py_ssize_t c, Py_ssize_t o, Py_ssize_t kh, Py_ssize_t kw, Py_ssize_t vh, Py_ssize_t vw,
         Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     if part == 0:
-        spread(w, ld(o * kh * kw, pad), kh * kw, False, v, ld(o * vh * vw, pad), c, o, kh, kw, factor_h, factor_w)
+        spread(w, ld(o * kh * kw, pad), kh * kw, False, v, ld(o * vh * vw, pad), c, o, kh, kw, factor_h,
+               factor_w)
 
 
 cdef void upsample_conv_transpose2d_weight_grad(
@@ -444,8 +451,8 @@ cdef inline Py_ssize_t lanes_of(Py_ssize_t pad, const real* like) noexcept nogil
 
 
 cdef inline Pooling pooling(Py_ssize_t ih, Py_ssize_t iw, Py_ssize_t oh, Py_ssize_t ow, Py_ssize_t kernel_h,
-                            Py_ssize_t kernel_w, Py_ssize_t stride_h, Py_ssize_t stride_w, Py_ssize_t padding_top,
-                            Py_ssize_t padding_left) noexcept nogil:
+                            Py_ssize_t kernel_w, Py_ssize_t stride_h, Py_ssize_t stride_w,
+                            Py_ssize_t padding_top, Py_ssize_t padding_left) noexcept nogil:
     cdef Pooling k
     k.ih, k.iw, k.oh, k.ow, k.kernel_h, k.kernel_w = ih, iw, oh, ow, kernel_h, kernel_w
     k.stride_h, k.stride_w, k.padding_top, k.padding_left = stride_h, stride_w, padding_top, padding_left
@@ -458,7 +465,8 @@ cdef void max_pool2d_forward(
         real* y, real* position,
         Py_ssize_t n, Py_ssize_t c, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_t oh, Py_ssize_t ow,
         Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    cdef Pooling k = pooling(ih, iw, oh, ow, kernel_h, kernel_w, stride_h, stride_w, padding_top, padding_left)
+    cdef Pooling k = pooling(ih, iw, oh, ow, kernel_h, kernel_w, stride_h, stride_w, padding_top,
+                             padding_left)
     cdef Py_ssize_t lanes = lanes_of(pad, x), planes = blocks_of(n, lanes) * c, i, a, b
     for i in range(share(planes, part, parts), share(planes, part + 1, parts)):
         a, b = i * ih * iw * lanes, i * oh * ow * lanes
@@ -475,7 +483,8 @@ cdef void max_pool2d_backward(
         real* dx,
         Py_ssize_t n, Py_ssize_t c, Py_ssize_t oh, Py_ssize_t ow, Py_ssize_t ih, Py_ssize_t iw,
         Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    cdef Pooling k = pooling(ih, iw, oh, ow, kernel_h, kernel_w, stride_h, stride_w, padding_top, padding_left)
+    cdef Pooling k = pooling(ih, iw, oh, ow, kernel_h, kernel_w, stride_h, stride_w, padding_top,
+                             padding_left)
     cdef Py_ssize_t lanes = lanes_of(pad, dy), planes = blocks_of(n, lanes) * c, i, a, b
     for i in range(share(planes, part, parts), share(planes, part + 1, parts)):
         a, b = i * ih * iw * lanes, i * oh * ow * lanes
@@ -491,7 +500,8 @@ cdef void avg_pool2d_forward(
         int count_include_pad, real* y,
         Py_ssize_t n, Py_ssize_t c, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_t oh, Py_ssize_t ow,
         Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    cdef Pooling k = pooling(ih, iw, oh, ow, kernel_h, kernel_w, stride_h, stride_w, padding_top, padding_left)
+    cdef Pooling k = pooling(ih, iw, oh, ow, kernel_h, kernel_w, stride_h, stride_w, padding_top,
+                             padding_left)
     cdef Py_ssize_t lanes = lanes_of(pad, x), planes = blocks_of(n, lanes) * c, i, a, b
     for i in range(share(planes, part, parts), share(planes, part + 1, parts)):
         a, b = i * ih * iw * lanes, i * oh * ow * lanes
@@ -508,7 +518,8 @@ cdef void avg_pool2d_backward(
         int count_include_pad, real* dx,
         Py_ssize_t n, Py_ssize_t c, Py_ssize_t oh, Py_ssize_t ow, Py_ssize_t ih, Py_ssize_t iw,
         Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    cdef Pooling k = pooling(ih, iw, oh, ow, kernel_h, kernel_w, stride_h, stride_w, padding_top, padding_left)
+    cdef Pooling k = pooling(ih, iw, oh, ow, kernel_h, kernel_w, stride_h, stride_w, padding_top,
+                             padding_left)
     cdef Py_ssize_t lanes = lanes_of(pad, dy), planes = blocks_of(n, lanes) * c, i, a, b
     for i in range(share(planes, part, parts), share(planes, part + 1, parts)):
         a, b = i * ih * iw * lanes, i * oh * ow * lanes
@@ -549,8 +560,8 @@ cdef void upsample2d_backward(
 
 # -- batch normalisation of images: a channel at a time, as many planes as there are blocks ----------
 
-cdef inline double plane_sum(const real* x, real shift, const real* b, real b_shift, bint square, Py_ssize_t step,
-                             Py_ssize_t blocks, Py_ssize_t places, Py_ssize_t lanes,
+cdef inline double plane_sum(const real* x, real shift, const real* b, real b_shift, bint square,
+                             Py_ssize_t step, Py_ssize_t blocks, Py_ssize_t places, Py_ssize_t lanes,
                              Py_ssize_t valid) noexcept nogil:
     if real is float:
         return plane_sum_f32(x, shift, b, b_shift, square, step, blocks, places, lanes, valid)
@@ -592,7 +603,8 @@ cdef void batchnorm2d_forward(
         running_mean[i] += <real>momentum * (mean[i] - running_mean[i])
         running_var[i] += <real>momentum * (<real>(var * count / max(count - 1, 1)) - running_var[i])
         for b in range(blocks):
-            scale_plane(x + i * size + b * step, y + i * size + b * step, size, mean[i], scale, beta[i], activation)
+            scale_plane(x + i * size + b * step, y + i * size + b * step, size, mean[i], scale, beta[i],
+                        activation)
 
 
 cdef void batchnorm2d_inference(
@@ -610,8 +622,8 @@ cdef void batchnorm2d_inference(
 
 
 cdef void batchnorm2d_backward(
-        const real* dy, const real* x, const real* gamma, const real* y, const real* mean, const real* inv_std,
-        int activation, real* dx, real* dgamma, real* dbeta,
+        const real* dy, const real* x, const real* gamma, const real* y, const real* mean,
+        const real* inv_std, int activation, real* dx, real* dgamma, real* dbeta,
         Py_ssize_t n, Py_ssize_t c, Py_ssize_t ih, Py_ssize_t iw,
         Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     cdef Py_ssize_t lanes = lanes_of(pad, x), blocks = blocks_of(n, lanes), valid = n - (blocks - 1) * lanes
@@ -623,10 +635,10 @@ cdef void batchnorm2d_backward(
         for b in range(blocks):
             at = b * step + i * size
             slope(dy + at, y + at, dx + at, size, activation)
-        total = plane_sum(<const real*>dx + i * size, <real>0, <const real*>NULL, <real>0, False, step, blocks,
-                          ih * iw, lanes, valid)
-        along = plane_sum(x + i * size, mean[i], <const real*>dx + i * size, <real>0, True, step, blocks, ih * iw,
-                          lanes, valid) * inv_std[i]
+        total = plane_sum(<const real*>dx + i * size, <real>0, <const real*>NULL, <real>0, False, step,
+                          blocks, ih * iw, lanes, valid)
+        along = plane_sum(x + i * size, mean[i], <const real*>dx + i * size, <real>0, True, step, blocks,
+                          ih * iw, lanes, valid) * inv_std[i]
         dbeta[i] = <real>total
         dgamma[i] = <real>along
         by_da = gamma[i] * inv_std[i]

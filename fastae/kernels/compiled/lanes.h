@@ -281,8 +281,9 @@ STATIC void F(correlate_kernel_row)(const Correlation *k, const REAL *a, const R
     const Py_ssize_t a_n = k->groups * k->a_channels * a_plane, x_n = k->groups * k->x_channels * x_plane;
     const Py_ssize_t a_h = k->aw * BLOCK, x_h = k->stride_h * k->xw * BLOCK, x_w = k->stride_w * BLOCK;
     const Py_ssize_t taps = v_end - v;
-    const Py_ssize_t beside = k->x_channels > 1 ? S : taps; /* how many lie beside each other */
-    Py_ssize_t top, bottom;
+    Py_ssize_t top, bottom, first[8], end[8];
+    for (Py_ssize_t i = 0; i < taps; i++)
+        windows_inside(v + i, k->stride_w, k->padding_left, k->dilation_w, k->xw, k->aw, first + i, end + i);
     windows_inside(u, k->stride_h, k->padding_top, k->dilation_h, k->xh, k->ah, &top, &bottom);
     memset(sums, 0, (size_t)(R * S * taps) * LANES * sizeof(REAL));
     /* as many rows at a time as stay in the first cache for all elements; all of a small image */
@@ -295,18 +296,15 @@ STATIC void F(correlate_kernel_row)(const Correlation *k, const REAL *a, const R
             const REAL *right = x + n * x_n + (p * k->stride_h + u * k->dilation_h - k->padding_top) * k->xw * BLOCK;
             if (k->x_channels > 1) {
                 for (Py_ssize_t i = 0; i < taps; i++) {
-                    Py_ssize_t first, end;
-                    windows_inside(v + i, k->stride_w, k->padding_left, k->dilation_w, k->xw, k->aw, &first, &end);
-                    const Py_ssize_t j = first * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
-                    F(correlate)(R, S, left + first * BLOCK, a_plane, a_n, a_h, right + j * BLOCK, x_plane, x_n, x_h,
-                                 x_w, together, rows, end - first, sums + i * R * S * LANES);
+                    const Py_ssize_t j = first[i] * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
+                    F(correlate)(R, S, left + first[i] * BLOCK, a_plane, a_n, a_h, right + j * BLOCK, x_plane, x_n,
+                                 x_h, x_w, together, rows, end[i] - first[i], sums + i * R * S * LANES);
                 }
                 continue;
             }
             /* what all elements have in common in one tile, what is left of each by itself */
-            Py_ssize_t first[8], end[8], from = 0, to = k->aw;
+            Py_ssize_t from = 0, to = k->aw;
             for (Py_ssize_t i = 0; i < taps; i++) {
-                windows_inside(v + i, k->stride_w, k->padding_left, k->dilation_w, k->xw, k->aw, first + i, end + i);
                 from = most(from, first[i]);
                 to = least(to, end[i]);
             }
@@ -322,7 +320,7 @@ STATIC void F(correlate_kernel_row)(const Correlation *k, const REAL *a, const R
                     const Py_ssize_t start = side ? most(to, first[i]) : first[i];
                     const Py_ssize_t stop = side ? end[i] : least(from, end[i]);
                     if (stop <= start) continue;
-                    REAL column[LANE_ROWS * 16];
+                    REAL column[LANE_TILE * LANES] = {0};
                     const Py_ssize_t j = start * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
                     for (Py_ssize_t r = 0; r < R; r++)
                         memcpy(column + r * LANES, sums + (r * taps + i) * LANES, LANES * sizeof(REAL));
@@ -332,17 +330,22 @@ STATIC void F(correlate_kernel_row)(const Correlation *k, const REAL *a, const R
                         memcpy(sums + (r * taps + i) * LANES, column + r * LANES, LANES * sizeof(REAL));
                 }
         }
+    REAL totals[CORRELATE_MOST + 16];
     const Py_ssize_t count = R * S * taps;
     for (Py_ssize_t i = 0; i < count; i += LANES) {
         V several[LANES];
-        REAL totals[LANES];
         for (Py_ssize_t l = 0; l < LANES; l++) several[l] = i + l < count ? F(load)(sums + (i + l) * LANES) : (V){0};
-        F(store)(totals, F(lane_sums)(several));
-        for (Py_ssize_t l = i; l < least(i + LANES, count); l++) {
-            const Py_ssize_t inner = l % beside, r = l / beside % R;
-            const Py_ssize_t tap = k->x_channels > 1 ? l / beside / R : inner, s = k->x_channels > 1 ? inner : 0;
-            dw[r * k->dw_a + s * k->dw_x + u * k->kw + v + tap] = totals[l - i];
-        }
+        F(store)(totals + i, F(lane_sums)(several));
+    }
+    dw += u * k->kw + v;
+    const REAL *total = totals;
+    if (k->x_channels > 1) {
+        for (Py_ssize_t i = 0; i < taps; i++)
+            for (Py_ssize_t r = 0; r < R; r++)
+                for (Py_ssize_t s = 0; s < S; s++) dw[r * k->dw_a + s * k->dw_x + i] = *total++;
+    } else {
+        for (Py_ssize_t r = 0; r < R; r++)
+            for (Py_ssize_t i = 0; i < taps; i++) dw[r * k->dw_a + i] = *total++;
     }
 }
 
@@ -370,7 +373,7 @@ INLINE void F(max_pool_plane)(const Py_ssize_t lanes, const Pooling *k, const RE
     for (Py_ssize_t p = 0; p < k->oh; p++)
         for (Py_ssize_t q = 0; q < k->ow; q++) {
             const Py_ssize_t top = p * k->stride_h - k->padding_top, left = q * k->stride_w - k->padding_left;
-            REAL value[BLOCK], place[BLOCK];
+            REAL value[BLOCK] = {0}, place[BLOCK] = {0};
             int some = 0;
             for (Py_ssize_t u = most(-top, 0); u < k->kernel_h && top + u < k->ih; u++)
                 for (Py_ssize_t v = most(-left, 0); v < k->kernel_w && left + v < k->iw; v++) {
@@ -393,25 +396,38 @@ INLINE void F(max_unpool_plane)(const Py_ssize_t lanes, const Pooling *k, const 
                                 const REAL *y, int activation, REAL *dx)
 {
     const int apart = k->stride_h >= k->kernel_h && k->stride_w >= k->kernel_w;
-    memset(dx, 0, (size_t)(k->ih * k->iw * lanes) * sizeof(REAL));
+    const int even = k->stride_h == k->kernel_h && k->stride_w == k->kernel_w && !k->padding_top && !k->padding_left;
+    const int covered = even && k->oh * k->kernel_h == k->ih && k->ow * k->kernel_w == k->iw; /* every place once */
+    const Py_ssize_t most_places = 64 * BLOCK / lanes;
+    REAL slopes[64 * BLOCK];
+    if (!covered) memset(dx, 0, (size_t)(k->ih * k->iw * lanes) * sizeof(REAL));
     for (Py_ssize_t p = 0; p < k->oh; p++)
-        for (Py_ssize_t q = 0; q < k->ow; q++) {
-            const Py_ssize_t top = p * k->stride_h - k->padding_top, left = q * k->stride_w - k->padding_left;
-            const Py_ssize_t at = (p * k->ow + q) * lanes;
-            REAL slope[BLOCK];
-            if (y)
-                F(map_slope)(dy + at, y + at, slope, lanes, activation);
-            else
-                memcpy(slope, dy + at, (size_t)lanes * sizeof(REAL));
-            for (Py_ssize_t u = most(-top, 0); u < k->kernel_h && top + u < k->ih; u++)
-                for (Py_ssize_t v = most(-left, 0); v < k->kernel_w && left + v < k->iw; v++) {
-                    REAL *to = dx + ((top + u) * k->iw + left + v) * lanes;
-                    const REAL here = (REAL)(u * k->kernel_w + v);
-                    if (apart)
-                        for (Py_ssize_t l = 0; l < lanes; l++) to[l] = position[at + l] == here ? slope[l] : 0;
-                    else
-                        for (Py_ssize_t l = 0; l < lanes; l++) to[l] += position[at + l] == here ? slope[l] : 0;
-                }
+        for (Py_ssize_t begin = 0; begin < k->ow; begin += most_places) {
+            const Py_ssize_t count = least(most_places, k->ow - begin), row = (p * k->ow + begin) * lanes;
+            const REAL *from = dy + row;
+            if (y && activation != LINEAR) {
+                F(map_slope)(dy + row, y + row, slopes, count * lanes, activation);
+                from = slopes;
+            }
+            for (Py_ssize_t q = 0; q < count; q++) {
+                const Py_ssize_t top = p * k->stride_h - k->padding_top;
+                const Py_ssize_t left = (begin + q) * k->stride_w - k->padding_left;
+                for (Py_ssize_t u = most(-top, 0); u < k->kernel_h && top + u < k->ih; u++)
+                    for (Py_ssize_t v = most(-left, 0); v < k->kernel_w && left + v < k->iw; v++) {
+                        REAL *to = dx + ((top + u) * k->iw + left + v) * lanes;
+                        const REAL here = (REAL)(u * k->kernel_w + v);
+                        if (lanes == 1) {
+                            const REAL slope = position[row + q] == here ? from[q] : 0;
+                            *to = apart ? slope : *to + slope;
+                            continue;
+                        }
+                        for (Py_ssize_t l = 0; l < lanes; l += LANES) {
+                            const V slope = F(pick)(F(load)(position + row + q * lanes + l) == here,
+                                                    F(load)(from + q * lanes + l), (V){0});
+                            F(store)(to + l, apart ? slope : F(load)(to + l) + slope);
+                        }
+                    }
+            }
         }
 }
 
@@ -527,35 +543,44 @@ STATIC void F(downsum)(Py_ssize_t lanes, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_
         F(downsum_plane)(BLOCK, ih, iw, fh, fw, dy, dx);
 }
 
-/* One row of a max-pooling of windows side by side, over rows of a gather that are made as they are needed. */
+#define POOL_MOST 512 /* vectors of a gather that wait to be pooled: they stay in the first cache */
+
+/* One row of a max-pooling of windows side by side, over rows of a gather that are made as they are needed: all rows of
+ * a window at once, or one after the other where its rows are many. */
 STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_h, Py_ssize_t pool_w, Py_ssize_t width,
                                const REAL *source, const REAL *weight, const REAL *bias, Py_ssize_t channels,
                                int activation, REAL *y, REAL *position, Py_ssize_t y_r)
 {
-    REAL made[256 * BLOCK];
-    const Py_ssize_t most_columns = 256 / channels;
-    for (Py_ssize_t u = 0; u < pool_h; u++)
-        for (Py_ssize_t first = 0; first < width * pool_w; first += most_columns) {
-            const Py_ssize_t columns = least(most_columns, width * pool_w - first);
-            F(gather_row)(g, row * pool_h + u, first, first + columns, source, weight, bias, channels, made, columns * BLOCK);
-            if (activation != LINEAR) F(map_activate)(made, made, channels * columns * BLOCK, activation);
+    REAL made[POOL_MOST * BLOCK];
+    const Py_ssize_t together = channels * pool_h * pool_w <= POOL_MOST ? pool_h : 1;
+    const Py_ssize_t most_columns = most(POOL_MOST / (channels * together) / pool_w, 1) * pool_w;
+    const Py_ssize_t step = least(most_columns, POOL_MOST / channels); /* a window wider than that comes in pieces */
+    for (Py_ssize_t top = 0; top < pool_h; top += together)
+        for (Py_ssize_t first = 0; first < width * pool_w; first += step) {
+            const Py_ssize_t columns = least(step, width * pool_w - first);
+            for (Py_ssize_t u = 0; u < together; u++)
+                F(gather_row)(g, row * pool_h + top + u, first, first + columns, source, weight, bias, channels,
+                              made + u * columns * BLOCK, together * columns * BLOCK);
+            if (activation != LINEAR) F(map_activate)(made, made, channels * together * columns * BLOCK, activation);
             for (Py_ssize_t r = 0; r < channels; r++)
-                for (Py_ssize_t j = 0; j < columns; j++) {
-                    const Py_ssize_t q = (first + j) / pool_w, v = (first + j) % pool_w;
-                    const REAL *from = made + (r * columns + j) * BLOCK;
-                    const REAL here = (REAL)(u * pool_w + v);
+                for (Py_ssize_t j = 0, v; j < columns; j += v) {
+                    const Py_ssize_t q = (first + j) / pool_w, left = (first + j) % pool_w;
                     REAL *value = y + r * y_r + q * BLOCK, *place = position ? position + r * y_r + q * BLOCK : 0;
+                    v = least(pool_w - left, columns - j);
                     for (Py_ssize_t part = 0; part < BLOCK; part += LANES) {
-                        const V new = F(load)(from + part);
-                        if (u == 0 && v == 0) {
-                            F(store)(value + part, new);
-                            if (place) F(store)(place + part, F(splat)(here));
-                            continue;
-                        }
-                        const V old = F(load)(value + part);
-                        const VI take = (new > old) | ((new != new) & (old == old));
-                        F(store)(value + part, F(pick)(take, new, old));
-                        if (place) F(store)(place + part, F(pick)(take, F(splat)(here), F(load)(place + part)));
+                        const REAL *from = made + (r * together * columns + j) * BLOCK + part;
+                        const int begun = top || left;
+                        V old = F(load)(begun ? value + part : from);
+                        V at = begun && place ? F(load)(place + part) : (V){0};
+                        for (Py_ssize_t u = 0; u < together; u++)
+                            for (Py_ssize_t i = 0; i < v; i++) {
+                                const V new = F(load)(from + (u * columns + i) * BLOCK);
+                                const VI take = (new > old) | ((new != new) & (old == old));
+                                old = F(pick)(take, new, old);
+                                at = F(pick)(take, F(splat)((REAL)((top + u) * pool_w + left + i)), at);
+                            }
+                        F(store)(value + part, old);
+                        if (place) F(store)(place + part, at);
                     }
                 }
         }
