@@ -7,6 +7,7 @@ one-liners below, and by PyTorch.
 from __future__ import annotations
 
 import itertools
+import zlib
 from functools import cache
 from types import SimpleNamespace
 
@@ -15,27 +16,98 @@ import pytest
 
 from fastae import backend as backends
 from fastae import ops
-from fastae.kernels.table import ACTIVATIONS, KERNELS, Kernel
+from fastae.kernels.table import ACTIVATIONS, KERNELS, Array, Kernel
 
 ROWS = list(KERNELS.values())
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 15, 16, 17, 31, 32, 33)  # around the register tiles: 5 rows, 16 lanes
 LARGE = {"n": 20, "k": 225, "m": 75, "p": 40_000, "r": 50}  # AutoEncNet
 SMALL = {"n": 3, "k": 5, "m": 4, "p": 6, "r": 7}
 WIDE = {"n": 3, "k": 5, "m": 19, "p": 37, "r": 7}  # whole vectors and a rest
+# Images that suit the constants that a case has by itself; 19 of them fill a block of rows and a rest.
+LARGE |= {"c": 6, "o": 4, "cg": 3, "og": 2, "ih": 9, "iw": 8, "kh": 3, "kw": 2, "vh": 5, "vw": 7}
+SMALL |= {"c": 4, "o": 4, "cg": 2, "og": 2, "ih": 4, "iw": 6, "kh": 2, "kw": 3, "vh": 3, "vw": 5}
+WIDE |= SMALL | {"n": 19, "k": 5, "m": 19, "p": 37, "ih": 3}
 
 
 def own_dims(row: Kernel) -> list[str]:
     return [d for d in row.dims if d not in row.derived]
 
 
-def grid(row: Kernel) -> list[dict[str, int]]:
-    """Sizes in which every dim takes every value of SIZES, in company that varies."""
+def is_of_images(row: Kernel) -> bool:
+    return any(len(a.dims) == 4 for a in row.arrays)
+
+
+def grid(row: Kernel) -> list[tuple[dict[str, int], dict[str, int]]]:
+    """Sizes in which every dim takes every value of SIZES, in company that varies, and constants."""
+    if is_of_images(row):
+        return grid_of_images(row.name)
     names = own_dims(row)
     orders = [np.random.default_rng(i).permutation(SIZES).tolist() for i in range(len(names))]
-    return [
+    sizes = [
         dict.fromkeys(names, 1),
         *(dict(zip(names, sizes, strict=True)) for sizes in zip(*orders, strict=True)),
     ]
+    return [(dims, {}) for dims in sizes]
+
+
+#: What sizes and constants of kernels on images are drawn from, each as often as the others.
+DRAWN = {
+    "n": (1, 2, 3, 15, 16, 17, 33),
+    "channels": (1, 2, 3, 4, 5, 8, 16, 17),
+    "size": (1, 2, 3, 4, 5, 6, 7, 9, 11),
+    "kernel": (1, 2, 3, 4, 5),
+    "stride": (1, 1, 2, 3),
+    "padding": (0, 0, 1, 2, 3),
+    "padding of a pooling": (0, 0, 1, 2),  # at most half a window
+    "output_padding": (0, 0, 1, 2),
+    "dilation": (1, 1, 2, 3),
+    "groups": (1, 1, 1, 2, 3),
+    "pool": (1, 2, 3),
+    "factor": (1, 2, 3),
+    "count_include_pad": (0, 1),
+}
+MOST_FLOPS = 10_000  # of a call: a millisecond or two of the scalar backend
+
+
+@cache
+def grid_of_images(name: str) -> list[tuple[dict[str, int], dict[str, int]]]:
+    """Valid sizes and constants that are cheap, drawn until every one of DRAWN has been there."""
+    row = KERNELS[name]
+    of_dims = dict.fromkeys(("ih", "iw"), "size") | dict.fromkeys(("kh", "kw", "vh", "vw"), "kernel")
+    of_dims |= dict.fromkeys(("c", "o", "cg", "og"), "channels") | {"n": "n"}
+    families = {d: of_dims[d] for d in own_dims(row)}
+    families |= {c.name: c.part_of or c.name for c in row.constants if c.kind == "int"}
+    if any(c.name == "kernel_h" for c in row.constants):
+        families |= {n: f"{f} of a pooling" for n, f in families.items() if f == "padding"}
+    wanted = {(name, value) for name, family in families.items() for value in DRAWN[family]}
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    chosen: list[tuple[dict[str, int], dict[str, int]]] = []
+    for trial in itertools.count():
+        if not wanted:
+            return chosen
+        assert trial < 50_000, f"{name}: no case has {wanted}"
+        drawn = {name: int(rng.choice(DRAWN[family])) for name, family in families.items()}
+        if len(chosen) == 1:  # what a convolution mostly is: as large as the image
+            drawn |= {
+                n: {"kernel": 3, "size": 6, "output_padding": 0}.get(f, 1)
+                for n, f in families.items()
+                if f != "n"
+            }
+        constants = {c.name: drawn[c.name] for c in row.constants if c.name in drawn}
+        dims = {d: drawn[d] for d in own_dims(row)}
+        each = constants.get("groups", 1)
+        dims |= {d: dims[d] * each for d in ("c", "o") if d in dims and dims[d] * each <= 17}
+        options = constants | {c.name: "linear" for c in row.constants if c.kind == "activation"}
+        new = wanted & {(name, value) for name, value in (dims | constants).items()}
+        if len(new) < (3 if trial < 1000 else 1):  # first what brings much
+            continue
+        try:
+            derived = row.derive(dims | options)
+        except ValueError:
+            continue
+        if row.count_flops(dims | derived, options) <= MOST_FLOPS:
+            chosen.append((dims, constants))
+            wanted -= new
 
 
 def sizes(row: Kernel, known: dict[str, int]) -> dict[str, int]:
@@ -47,6 +119,7 @@ def absences(row: Kernel, activation: str) -> list[tuple[str, ...]]:
     of one parameter come together.
     """
     optional = [a for a in row.arrays if a.optional and (a.role != "saved" or activation == "linear")]
+    optional = [a for a in optional if a.role != "work"]  # which only a Program may go without
     groups = [(a.name,) for a in optional if a.role != "state"]
     if states := tuple(a.name for a in optional if a.role == "state"):
         groups.append(states)
@@ -76,6 +149,11 @@ def by_name(row: Kernel) -> str:
     return row.name
 
 
+def is_number(a: Array) -> bool:
+    """Whether it may have any value: neither an index nor a position."""
+    return a.kind == "real" and a.name != "position"
+
+
 # Parity ---------------------------------------------------------------------------------------------------
 
 
@@ -90,7 +168,7 @@ def magnitude(case) -> dict[str, np.ndarray]:
     absolute = {
         name: np.abs(values) if values.dtype == case.dtype else values for name, values in case.inputs.items()
     }
-    real = [a.name for a in case.row.given if a.kind == "real" and a.name in absolute]
+    real = [a.name for a in case.row.given if is_number(a) and a.name in absolute]
     scalar = backends.load("scalar")
     trials = [case.with_inputs(**absolute | {name: -absolute[name]}).run(scalar) for name in real]
     trials.append(case.with_inputs(**absolute).run(scalar))
@@ -201,6 +279,50 @@ def bounds_of_batchnorm_backward(v, found):
     return {"dx": dx, "dgamma": along, "dbeta": total}
 
 
+def by_channel(function):
+    """The same of images, whose rows and places are the rows of a batch normalisation."""
+
+    def rows(array):
+        return array.transpose(0, 2, 3, 1).reshape(-1, array.shape[1]) if array.ndim == 4 else array
+
+    def wrapped(v, found):
+        flat = {name: rows(a) if isinstance(a, np.ndarray) else a for name, a in vars(v).items()}
+        shapes = {name: a.shape for name, a in (vars(v) | found).items() if isinstance(a, np.ndarray)}
+        bounds = function(SimpleNamespace(**flat), {name: rows(a) for name, a in found.items()})
+        for name, bound in bounds.items():
+            if len(shape := shapes[name]) == 4:
+                n, c, h, w = shape
+                bounds[name] = bound.reshape(n, h, w, c).transpose(0, 3, 1, 2)
+        return bounds
+
+    return wrapped
+
+
+def bounds_of_pooled_convolution(v, found):
+    """That of the convolution; and where two numbers of a window are as close, either may be the first."""
+    geometry = {
+        "stride": (v.stride_h, v.stride_w),
+        "padding": (v.padding_top, v.padding_left, v.padding_bottom, v.padding_right),
+        "dilation": (v.dilation_h, v.dilation_w),
+        "groups": v.groups,
+    }
+    b = getattr(v, "b", np.zeros(len(v.w)))
+    pool = {"kernel": (v.pool_h, v.pool_w), "stride": (v.pool_h, v.pool_w), "padding": 0}
+    size = see(convolution(np.abs(v.x), np.abs(v.w), np.abs(b), **geometry), **pool)
+    numbers = see(EXACTLY[v.activation](convolution(v.x, v.w, b, **geometry)), **pool)
+    bounds = {"y": size.max((-2, -1))}
+    if "position" in found:
+        flat = np.sort(numbers.reshape(*numbers.shape[:4], -1), -1)
+        gap = flat[..., -1] - flat[..., -2] if flat.shape[-1] > 1 else np.inf
+        eps = np.finfo(v.dtype).eps
+        # Equal ones are equal in every type where nothing is rounded after them, as behind a relu.
+        certain = (gap > 16 * eps * (bounds["y"] + np.abs(flat[..., -1]))) | (
+            (gap == 0) & ACTIVATIONS[v.activation].exact
+        )
+        bounds["position"] = np.where(certain, 0, np.inf)
+    return bounds
+
+
 def bounds_of_softmax(v, found):
     """exp has the error of x - max, an ulp of that, as a relative one; the largest is in the sum too."""
     return {"y": found["y"] * (1 + np.ptp(v.x, axis=1, keepdims=True))}
@@ -245,6 +367,10 @@ BOUNDS = {
     "batchnorm_forward": bounds_of_batchnorm,
     "batchnorm_inference": bounds_of_batchnorm_inference,
     "batchnorm_backward": bounds_of_batchnorm_backward,
+    "batchnorm2d_forward": by_channel(bounds_of_batchnorm),
+    "batchnorm2d_inference": by_channel(bounds_of_batchnorm_inference),
+    "batchnorm2d_backward": by_channel(bounds_of_batchnorm_backward),
+    "conv2d_max_pool2d_forward": bounds_of_pooled_convolution,
     "softmax_forward": bounds_of_softmax,
     "dropout_forward": itself,
     "dropout_backward": itself,
@@ -294,9 +420,9 @@ def test_parity(make_case, loaded, row, activation, dtype):
     the first of them; the others are given every fourth.
     """
     every = activation in ("linear", "relu") or row.name.startswith("activation")
-    for dims in grid(row)[:: 1 if every else 4]:
+    for dims, constants in grid(row)[:: 1 if every else 4]:
         for absent in absences(row, activation):
-            check_parity(make_case, loaded, row, dims, dtype, activation, absent)
+            check_parity(make_case, loaded, row, dims, dtype, activation, absent, constants.items())
 
 
 @pytest.mark.parametrize("row", ROWS, ids=by_name)
@@ -305,8 +431,10 @@ def test_parity_in_autoencnets_sizes(make_case, loaded, row, dtype):
 
 
 @cache
-def exactly(make_case, name: str, dims: tuple, activation: str, absent: tuple) -> dict[str, np.ndarray]:
-    options = {"activation": activation, "absent": absent, "integers": True}
+def exactly(
+    make_case, name: str, dims: tuple, constants: tuple, activation: str, absent: tuple
+) -> dict[str, np.ndarray]:
+    options = {"activation": activation, "absent": absent, "constants": dict(constants), "integers": True}
     return make_case(KERNELS[name], dict(dims), "float64", **options).run(backends.load("scalar"))
 
 
@@ -317,10 +445,12 @@ def test_same_bits_on_small_integers(make_case, same_bits, loaded, row, activati
     """Exact sums are the same in any order. A zero has no sign here: where every product is -0, the sum is
     -0 if it starts with the first (BLAS) and +0 if it starts from 0.
     """
-    cases = [(dims, absent) for dims in grid(row) for absent in absences(row, activation)]
-    for dims, absent in [*cases, (sizes(row, LARGE), ())]:
-        expected = exactly(make_case, row.name, tuple(dims.items()), activation, absent)
-        case = make_case(row, dims, dtype, activation=activation, absent=absent, integers=True)
+    cases = [(*each, absent) for each in grid(row) for absent in absences(row, activation)]
+    for dims, constants, absent in [*cases, (sizes(row, LARGE), {}, ())]:
+        options = {"activation": activation, "absent": absent}
+        given = (tuple(dims.items()), tuple(constants.items()))
+        expected = exactly(make_case, row.name, *given, activation, absent)
+        case = make_case(row, dims, dtype, constants=constants, integers=True, **options)
         for name, actual in case.run(loaded).items():
             message = f"{loaded.name}: {case}: {name}"
             same_bits(actual + 0.0, expected[name].astype(dtype) + 0.0, message)
@@ -337,27 +467,53 @@ def test_readonly_and_writeable_inputs_are_alike(make_case, same_bits, loaded, r
 @pytest.mark.parametrize("row", [r for r in ROWS if any(c.kind == "int" for c in r.constants)], ids=by_name)
 def test_every_integer_constant(make_case, loaded, row, dtype):
     for constant in (c for c in row.constants if c.kind == "int"):
-        last = 11 if constant.maximum is None else int(constant.maximum)
+        last = 11 if constant.maximum is None else min(11, int(constant.maximum))
+        tried = 0
         for value in range(int(constant.minimum or 0), last + 1):
             given = [(constant.name, value)]
+            try:
+                make_case(row, sizes(row, SMALL), constants=dict(given))
+            except ValueError:  # which the image is too small for, say; the grid has others
+                continue
+            tried += 1
             check_parity(make_case, loaded, row, sizes(row, SMALL), dtype, "linear", (), given)
+        assert tried > 1, f"{row.name}: {constant.name}"
 
 
 @pytest.mark.parametrize(("row", "activation"), rows_and_activations())
 def test_nan_goes_where_it_goes_in_the_definition(make_case, loaded, row, activation, dtype):
     """Into a gradient and a moment of a weight that is NaN too, be the decay coupled to them or not."""
-    constants = {"decoupled": 0} if any(c.name == "decoupled" for c in row.constants) else {}
-    case = make_case(row, sizes(row, WIDE), dtype, activation=activation, constants=constants)
-    exact = make_case(row, sizes(row, WIDE), activation=activation, constants=constants)
-    for a in (a for a in row.given if a.kind == "real"):
-        for place in (0, -1, slice(None, None, 3)):
-            poisoned = case.inputs[a.name].copy()
-            poisoned.flat[place] = np.nan
-            expected = exact.with_inputs(**{a.name: poisoned.astype(np.float64)}).run(backends.load("scalar"))
-            for name, actual in case.with_inputs(**{a.name: poisoned}).run(loaded).items():
-                np.testing.assert_array_equal(
-                    np.isnan(actual), np.isnan(expected[name]), f"{loaded.name}: {case}: {a.name} to {name}"
-                )
+    for constants, poisoned_ones in poisonings(row):
+        case = make_case(row, sizes(row, WIDE), dtype, activation=activation, constants=constants)
+        exact = make_case(row, sizes(row, WIDE), activation=activation, constants=constants)
+        for name in poisoned_ones:
+            for place in (0, -1, slice(None, None, 3)):
+                poisoned = case.inputs[name].copy()
+                poisoned.flat[place] = np.nan
+                expected = nans(exact.with_inputs(**{name: poisoned.astype(np.float64)}))
+                for result, actual in case.with_inputs(**{name: poisoned}).run(loaded).items():
+                    message = f"{loaded.name}: {case}: {name} to {result}"
+                    np.testing.assert_array_equal(np.isnan(actual), expected[result], message)
+
+
+def nans(case) -> dict[str, np.ndarray]:
+    return {name: np.isnan(values) for name, values in case.run(backends.load("scalar")).items()}
+
+
+def poisonings(row: Kernel) -> list[tuple[dict[str, int], list[str]]]:
+    """Constants to poison with, and the arrays to poison.
+
+    Beyond the edges of an image nothing is multiplied in the definition, and zeros may be elsewhere: with
+    padding only the image that has windows on it is poisoned, or what is spread over another.
+    """
+    names = [a.name for a in row.given if is_number(a)]
+    if any(c.name == "decoupled" for c in row.constants):
+        return [({"decoupled": 0}, names)]
+    if not row.name.startswith("conv"):
+        return [({}, names)]
+    unpadded = {f"padding_{side}": 0 for side in ("top", "left", "bottom", "right")}
+    alone = ["x"] if row.name.endswith("forward") else ["da"] if row.name == "conv2d_input_grad" else []
+    return [(unpadded, names), ({}, alone)]
 
 
 # Gradients ------------------------------------------------------------------------------------------------
@@ -383,11 +539,17 @@ def assert_gradient(analytic: np.ndarray, numeric: np.ndarray, message: str) -> 
     assert error <= 1e-6, f"{message}: error {error:.1e}\n{analytic}\n{numeric}"
 
 
-@pytest.mark.parametrize(("row", "activation"), rows_and_activations([r for r in ROWS if r.gradient]))
+DIFFERENTIATED = [r for r in ROWS if r.gradient and any(a.name[0] == "d" for a in KERNELS[r.gradient].given)]
+
+
+@pytest.mark.parametrize(("row", "activation"), rows_and_activations(DIFFERENTIATED))
 def test_gradient(make_case, loaded, row, activation):
     """The row named in ``gradient`` gives, as d<input>, the derivative of sum(output * d<output>)."""
     backward = KERNELS[row.gradient]
+    needed = {a.name for a in backward.given if not a.optional}
     for absent in absences(row, activation):
+        if needed & set(absent):
+            continue
         forward = make_case(row, sizes(row, SMALL), activation=activation, absent=absent)
         results = forward.run(loaded)
         rng = np.random.default_rng(5)
@@ -404,7 +566,7 @@ def test_gradient(make_case, loaded, row, activation):
             backward,
             {d: forward.dims[d] for d in own_dims(backward)},
             activation=activation,
-            constants={c.name: forward.constants[c.name] for c in backward.constants},
+            constants={c.name: forward.constants[c.name] for c in backward.constants if c in row.constants},
         )
         known = forward.inputs | results | {f"d{name}": w for name, w in weights.items()}
         gradients = case.with_inputs(**{a.name: known[a.name] for a in backward.given}).run(loaded)
@@ -574,7 +736,8 @@ def test_extremes(loaded, activation, dtype):
 def test_overflow_gives_no_warning(make_case, loaded, row, dtype):
     """Nor an error: what does not fit is infinite, or NaN where infinities meet."""
     case = make_case(row, sizes(row, SMALL), dtype)
-    huge = {n: v * (np.finfo(dtype).max / 4) for n, v in case.inputs.items() if v.dtype == dtype}
+    names = [a.name for a in row.given if is_number(a)]
+    huge = {n: case.inputs[n] * (np.finfo(dtype).max / 4) for n in names}
     arrays = {name: guarded.array for name, guarded in case.with_inputs(**huge).allocate().items()}
     getattr(ops, row.name)(**case.keywords(arrays), backend=loaded)
 
@@ -947,6 +1110,150 @@ def normal_deviates(shape, counter, stream):
     return np.sqrt(-2 * np.log(u)) * np.cos(2 * np.pi * v)
 
 
+# Images: what each window sees; for a gradient the adjoint of a linear map, from what it makes of each image
+# that has a single 1.
+
+
+def see(x, kernel, stride, padding, dilation=1, outside=0.0):
+    """[n,c,p,q,u,v]: element (u, v) of each window."""
+    kernel, stride, dilation = (np.broadcast_to(v, 2) for v in (kernel, stride, dilation))
+    top, left, bottom, right = np.broadcast_to(padding, 4)
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=outside)
+    extent = tuple(dilation * (kernel - 1) + 1)
+    seen = np.lib.stride_tricks.sliding_window_view(padded, extent, (2, 3))
+    return seen[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+
+
+def convolution(x, w, b=0.0, *, stride, padding, dilation, groups):
+    seen = see(x, w.shape[2:], stride, padding, dilation)
+    n, _, p, q, kh, kw = seen.shape
+    seen = seen.reshape(n, groups, -1, p, q, kh, kw)
+    each = w.reshape(groups, -1, *w.shape[1:])
+    y = np.einsum("ngcpquv,gocuv->ngopq", seen, each).reshape(n, -1, p, q)
+    return y + np.reshape(b, (-1, 1, 1))
+
+
+def adjoint(function, dy, shape):
+    """Of a linear function of images of a shape, at dy."""
+    size = np.prod(shape)
+    units = np.eye(size).reshape(size, *shape)
+    made = function(units)[:, :, : dy.shape[2], : dy.shape[3]]
+    return np.einsum("kopq,nopq->nk", made, dy).reshape(-1, *shape)
+
+
+def convolution_weight_grad(x, da, kernel, stride, padding, dilation, groups):
+    seen = see(x, kernel, stride, padding, dilation)[:, :, : da.shape[2], : da.shape[3]]
+    n, _, p, q, kh, kw = seen.shape
+    seen = seen.reshape(n, groups, -1, p, q, kh, kw)
+    each = da.reshape(n, groups, -1, p, q)
+    return np.einsum("ngopq,ngcpquv->gocuv", each, seen).reshape(da.shape[1], -1, kh, kw)
+
+
+def conv2d_backward(dy, x, w, y, activation, **geometry):
+    da = dy * SLOPE[activation](y)
+    return {
+        "dx": adjoint(lambda v: convolution(v, w, **geometry), da, x.shape[1:]),
+        "dw": convolution_weight_grad(x, da, w.shape[2:], **geometry),
+        "db": da.sum((0, 2, 3)),
+    }
+
+
+def conv_transpose(x, w, stride, padding, output_padding, dilation, groups):
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    padded = np.broadcast_to(padding, 4)
+    sides = zip(x.shape[2:], w.shape[2:], stride, dilation, output_padding, strict=True)
+    shape = [
+        (i - 1) * s + d * (k - 1) + 1 + o - before - after
+        for (i, k, s, d, o), before, after in zip(sides, padded[:2], padded[2:], strict=True)
+    ]
+    return adjoint(lambda v: convolution(v, w, **geometry), x, (w.shape[1] * groups, *shape))
+
+
+def conv_transpose2d_input_grad(da, w, x, activation, output_padding, **geometry):
+    dx = convolution(da, w, **geometry)[:, :, : x.shape[2], : x.shape[3]]
+    return {"dx": dx * SLOPE[activation](x)}
+
+
+def conv_transpose2d_backward(dy, x, w, y, activation, output_padding, **geometry):
+    da = dy * SLOPE[activation](y)
+    return {
+        "dx": convolution(da, w, **geometry)[:, :, : x.shape[2], : x.shape[3]],
+        "dw": convolution_weight_grad(da, x, w.shape[2:], **geometry),
+        "db": da.sum((0, 2, 3)),
+    }
+
+
+def upsampled_weight(w, factor):
+    """The full convolution with a field of ones."""
+    h, v = factor
+    padded = np.pad(w, ((0, 0), (0, 0), (h - 1, h - 1), (v - 1, v - 1)))
+    return np.lib.stride_tricks.sliding_window_view(padded, (h, v), (2, 3)).sum((-2, -1))
+
+
+def turned(w):
+    return w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
+
+
+def upsampled_weight_grad(dv, factor):
+    h, v = factor
+    return np.lib.stride_tricks.sliding_window_view(dv, (h, v), (2, 3)).sum((-2, -1))
+
+
+def max_pool(x, kernel, stride, padding=0):
+    seen = see(x, kernel, stride, padding, outside=-np.inf)
+    flat = seen.reshape(*seen.shape[:4], -1)
+    return {"y": flat.max(-1), "position": flat.argmax(-1)}
+
+
+def max_pool2d_backward(dy, position, y, activation, kernel, stride, padding, ih, iw):
+    top, left, bottom, right = padding
+    dx = np.zeros((*dy.shape[:2], top + ih + bottom, left + iw + right))
+    n, c, p, q = np.indices(dy.shape)
+    u, v = np.divmod(position.astype(int), kernel[1])
+    np.add.at(dx, (n, c, p * stride[0] + u, q * stride[1] + v), dy * SLOPE[activation](y))
+    return {"dx": dx[:, :, top : top + ih, left : left + iw]}
+
+
+def avg_pool(x, kernel, stride, padding, count_include_pad):
+    inside = see(np.ones((1, 1, *x.shape[2:])), kernel, stride, padding).sum((-2, -1))
+    return see(x, kernel, stride, padding).sum((-2, -1)) / (np.prod(kernel) if count_include_pad else inside)
+
+
+def avg_pool2d_backward(dy, x, activation, ih, iw, **pooling):
+    dx = adjoint(lambda v: avg_pool(v, **pooling), dy, x.shape[1:])
+    return {"dx": dx * SLOPE[activation](x)}
+
+
+def upsample2d_backward(dy, x, activation, factor, ih, iw):
+    split = dy.reshape(*dy.shape[:2], ih, factor[0], iw, factor[1])
+    return {"dx": split.sum((3, 5)) * SLOPE[activation](x)}
+
+
+def batchnorm2d_forward(x, gamma, beta, running_mean, running_var, activation, epsilon, momentum):
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+    columns = [v[:, None, None] for v in (gamma, mean, np.sqrt(var + epsilon), beta)]
+    return {
+        "y": EXACTLY[activation](columns[0] * (x - columns[1]) / columns[2] + columns[3]),
+        "mean": mean,
+        "inv_std": (var + epsilon) ** -0.5,
+        "running_mean": (1 - momentum) * running_mean + momentum * mean,
+        "running_var": (1 - momentum) * running_var + momentum * x.var((0, 2, 3), ddof=1),
+    }
+
+
+def batchnorm2d_inference(x, gamma, beta, running_mean, running_var, activation, epsilon):
+    scale = gamma / np.sqrt(running_var + epsilon)
+    shift = beta - running_mean * scale
+    return {"y": EXACTLY[activation](x * scale[:, None, None] + shift[:, None, None])}
+
+
+def batchnorm2d_backward(dy, x, gamma, y, mean, inv_std, activation):
+    da, h = dy * SLOPE[activation](y), (x - mean[:, None, None]) * inv_std[:, None, None]
+    along = (da * h).mean((0, 2, 3), keepdims=True)
+    dx = (gamma * inv_std)[:, None, None] * (da - da.mean((0, 2, 3), keepdims=True) - h * along)
+    return {"dx": dx, "dgamma": (da * h).sum((0, 2, 3)), "dbeta": da.sum((0, 2, 3))}
+
+
 DEFINITIONS = {
     "dense_forward": lambda x, w, b, activation: {"y": EXACTLY[activation](x @ w + b)},
     "dense_backward": lambda dy, x, w, y, activation: {
@@ -993,6 +1300,46 @@ DEFINITIONS = {
         "y": EXACTLY[activation](gamma * (x - running_mean) / np.sqrt(running_var + epsilon) + beta)
     },
     "batchnorm_backward": batchnorm_backward,
+    "conv2d_forward": lambda x, w, b, activation, **geometry: {
+        "y": EXACTLY[activation](convolution(x, w, b, **geometry))
+    },
+    "conv2d_backward": conv2d_backward,
+    "conv2d_input_grad": lambda da, w, x, activation, ih, iw, **geometry: {
+        "dx": adjoint(lambda v: convolution(v, w, **geometry), da, x.shape[1:]) * SLOPE[activation](x)
+    },
+    "conv2d_weight_grad": lambda x, da, kh, kw, **geometry: {
+        "dw": convolution_weight_grad(x, da, (kh, kw), **geometry),
+        "db": da.sum((0, 2, 3)),
+    },
+    "conv_transpose2d_forward": lambda x, w, b, activation, **geometry: {
+        "y": EXACTLY[activation](conv_transpose(x, w, **geometry) + b[:, None, None])
+    },
+    "conv_transpose2d_backward": conv_transpose2d_backward,
+    "conv_transpose2d_input_grad": lambda da, w, x, activation, ih, iw, **geometry: (
+        conv_transpose2d_input_grad(da, w, x, activation, **geometry)
+    ),
+    "conv_transpose2d_weight_grad": lambda x, da, kh, kw, output_padding, **geometry: {
+        "dw": convolution_weight_grad(da, x, (kh, kw), **geometry),
+        "db": da.sum((0, 2, 3)),
+    },
+    "upsample_conv2d_weight": lambda w, factor: {"v": upsampled_weight(turned(w), factor)},
+    "upsample_conv2d_weight_grad": lambda dv, factor: {"dw": turned(upsampled_weight_grad(dv, factor))},
+    "upsample_conv_transpose2d_weight": lambda w, factor: {"v": upsampled_weight(w, factor)},
+    "upsample_conv_transpose2d_weight_grad": lambda dv, factor: {"dw": upsampled_weight_grad(dv, factor)},
+    "max_pool2d_forward": max_pool,
+    "max_pool2d_backward": max_pool2d_backward,
+    "conv2d_max_pool2d_forward": lambda x, w, b, activation, pool, **geometry: max_pool(
+        EXACTLY[activation](convolution(x, w, b, **geometry)), pool, pool
+    ),
+    "avg_pool2d_forward": lambda x, **pooling: {"y": avg_pool(x, **pooling)},
+    "avg_pool2d_backward": avg_pool2d_backward,
+    "upsample2d_forward": lambda x, factor: {"y": np.kron(x, np.ones(factor))},
+    "upsample2d_backward": upsample2d_backward,
+    "batchnorm2d_forward": batchnorm2d_forward,
+    "batchnorm2d_inference": batchnorm2d_inference,
+    "batchnorm2d_backward": batchnorm2d_backward,
+    "images_from_rows": lambda x, c, ih, iw: {"y": x.reshape(-1, c, ih, iw)},
+    "rows_from_images": lambda x: {"y": x.reshape(len(x), -1)},
     "softmax_forward": lambda x: {"y": softmax(x)},
     "softmax_backward": lambda dy, y: {"dx": y * (dy - (dy * y).sum(1, keepdims=True))},
     "dropout_forward": lambda x, counter, rate, stream: {
@@ -1013,8 +1360,8 @@ DEFINITIONS = {
 
 @pytest.mark.parametrize(("row", "activation"), rows_and_activations())
 def test_scalar_is_the_definition(make_case, row, activation):
-    for dims in grid(row)[::3]:
-        case = make_case(row, dims, activation=activation)
+    for dims, constants in grid(row)[::3]:
+        case = make_case(row, dims, activation=activation, constants=constants)
         actual = case.run(backends.load("scalar"))
         for name, expected in DEFINITIONS[row.name](**case.keywords(case.inputs)).items():
             np.testing.assert_allclose(actual[name], expected, rtol=1e-13, atol=1e-13)

@@ -191,8 +191,17 @@ def conv2d_backward(
     db,
 ) -> None:
     """da = dy f'(y), and from it dx, dw and db."""
-    sides = (padding_top, padding_left, padding_bottom, padding_right)
-    geometry: tuple[int, ...] = (stride_h, stride_w, *sides, dilation_h, dilation_w, groups)
+    geometry = (
+        stride_h,
+        stride_w,
+        padding_top,
+        padding_left,
+        padding_bottom,
+        padding_right,
+        dilation_h,
+        dilation_w,
+        groups,
+    )
     _differentiate(dy, y, activation, da)
     conv2d_input_grad(da, w, _ABSENT, 0, *geometry, room, dx)
     conv2d_weight_grad(x, da, *geometry, room, dw, db)
@@ -297,9 +306,19 @@ def conv_transpose2d_backward(
     db,
 ) -> None:
     """da = dy f'(y), and from it dx, dw and db."""
-    sides = (padding_top, padding_left, padding_bottom, padding_right)
-    geometry: tuple[int, ...] = (stride_h, stride_w, *sides)
-    geometry += (output_padding_h, output_padding_w, dilation_h, dilation_w, groups)
+    geometry = (
+        stride_h,
+        stride_w,
+        padding_top,
+        padding_left,
+        padding_bottom,
+        padding_right,
+        output_padding_h,
+        output_padding_w,
+        dilation_h,
+        dilation_w,
+        groups,
+    )
     _differentiate(dy, y, activation, da)
     conv_transpose2d_input_grad(da, w, _ABSENT, 0, *geometry, room, dx)
     conv_transpose2d_weight_grad(x, da, *geometry, room, dw, db)
