@@ -66,7 +66,7 @@ DRAWN = {
     "factor": (1, 2, 3),
     "count_include_pad": (0, 1),
 }
-MOST_FLOPS = 30_000  # of a call of the scalar backend: some milliseconds
+MOST_FLOPS = 10_000  # of a call: a millisecond or two of the scalar backend
 
 
 @cache

@@ -10,8 +10,8 @@
 
 Both forms are generated from the row of ``table.py`` and compiled when they are first asked for, by
 kernel and dtype, with explicit signatures; Numba keeps them on disk. No network is ever compiled.
-What Numba has no words for, and the epoch, are in ``jitted_runtime.py``, exp and its like in
-``jitted_maths.py``.
+The bodies of the kernels on images are in ``jitted_images.py``. What Numba has no words for, and the
+epoch, are in ``jitted_runtime.py``, exp and its like in ``jitted_maths.py``.
 
 A body computes the share of its outputs that falls to ``part`` of ``parts``. Sums are never split and
 products are cut into the same blocks for any number of parts, so their bits do not depend on it.
@@ -26,12 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from fastae.kernels import jitted_runtime
+from fastae.kernels import jitted_images, jitted_runtime
 from fastae.kernels.jitted_maths import (
+    activate,
+    add,
     bits,
     cosine_of_turn,
+    differentiate,
     exp,
-    expm1,
     key,
     log,
     log1p,
@@ -94,66 +96,6 @@ def describe() -> dict[str, str]:
 # --- one row -------------------------------------------------------------------------------------
 #
 # Numba takes a bare 1.0 for double precision: constants are made in the type of the array.
-
-
-@njit(**OPTIONS)
-def _activate(y, activation):
-    """y = f(y) for a row: in place, as LLVM makes no vector code where an input may be the output."""
-    zero, one, two = y.dtype.type(0), y.dtype.type(1), y.dtype.type(2)
-    if activation == 1:
-        for j in range(y.size):
-            y[j] = pick(y[j] <= zero, zero, y[j])  # NaN stays NaN
-    elif activation == 2:
-        for j in range(y.size):
-            e = exp(-abs(y[j]))
-            y[j] = pick(y[j] < zero, e, one) / (one + e)
-    elif activation == 3:
-        for j in range(y.size):
-            e = expm1(-two * abs(y[j]))
-            t = -e / (two + e)
-            y[j] = pick(y[j] < zero, -t, t)
-    elif activation == 4:
-        leak = y.dtype.type(0.01)
-        for j in range(y.size):
-            y[j] = pick(y[j] > zero, y[j], leak * y[j])
-    elif activation == 5:
-        for j in range(y.size):
-            y[j] = pick(y[j] > zero, y[j], expm1(pick(y[j] > zero, zero, y[j])))
-    elif activation == 6:
-        for j in range(y.size):
-            y[j] = pick(y[j] <= zero, zero, y[j]) + log1p(exp(-abs(y[j])))
-
-
-@njit(**OPTIONS)
-def _differentiate(dx, y, activation):
-    """dx = dx f'(y) for a row."""
-    zero, one = y.dtype.type(0), y.dtype.type(1)
-    if activation == 1:
-        for j in range(y.size):
-            dx[j] = pick(y[j] > zero, dx[j], zero)
-    elif activation == 2:
-        for j in range(y.size):
-            dx[j] *= y[j] * (one - y[j])
-    elif activation == 3:
-        for j in range(y.size):
-            dx[j] *= one - y[j] * y[j]
-    elif activation == 4:
-        leak = y.dtype.type(0.01)
-        for j in range(y.size):
-            dx[j] = pick(y[j] > zero, dx[j], leak * dx[j])
-    elif activation == 5:
-        for j in range(y.size):
-            dx[j] = pick(y[j] > zero, dx[j], dx[j] * (y[j] + one))
-    elif activation == 6:
-        for j in range(y.size):
-            dx[j] *= -expm1(-y[j])
-
-
-@njit(**OPTIONS)
-def _add(total, x):
-    """total += x for a row."""
-    for j in range(total.size):
-        total[j] += x[j]
 
 
 # Losses of a row: the sum is returned, da becomes factor times the slope.
@@ -272,8 +214,8 @@ def _dense_block(x, w, b, activation, y, block, blocks):
     for i in range(n):
         row = window(y, i * m + start, stop - start)
         if b.size:
-            _add(row, window(b, start, stop - start))
-        _activate(row, activation)
+            add(row, window(b, start, stop - start))
+        activate(row, activation)
     return start, stop
 
 
@@ -295,7 +237,7 @@ def _dense_input_grad(da, w, x, activation, dx, part, parts):
         if activation and x.size:
             for i in range(n):
                 first, size = i * k + start, stop - start
-                _differentiate(window(dx, first, size), window(x, first, size), activation)
+                differentiate(window(dx, first, size), window(x, first, size), activation)
 
 
 @njit(**OPTIONS)
@@ -311,7 +253,7 @@ def _column_sums(da, sums, left):
         for j in range(size):
             sums[j] += (a[j] + b[j]) + (c[j] + d[j])
     for i in range(whole, n):
-        _add(sums, window(da, i * m + left, size))
+        add(sums, window(da, i * m + left, size))
 
 
 @njit(**OPTIONS)
@@ -392,7 +334,7 @@ def _dense_backward(dy, x, w, y, activation, da, dx, dw, db, part, parts):
         return
     for i in range(dy.shape[0]):
         copy(row_of(dy, i), row_of(da, i))
-        _differentiate(row_of(da, i), row_of(y, i), activation)
+        differentiate(row_of(da, i), row_of(y, i), activation)
     _dense_input_grad(da, w, x[:0], 0, dx, 0, 1)
     _dense_weight_grad(x, da, dw, db, 0, 1)
 
@@ -401,14 +343,14 @@ def _dense_backward(dy, x, w, y, activation, da, dx, dw, db, part, parts):
 def _activation_forward(x, activation, y, part, parts):
     for i in range(*share(x.shape[0], part, parts)):
         copy(row_of(x, i), row_of(y, i))
-        _activate(row_of(y, i), activation)
+        activate(row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
 def _activation_backward(dy, y, activation, dx, part, parts):
     for i in range(*share(dy.shape[0], part, parts)):
         copy(row_of(dy, i), row_of(dx, i))
-        _differentiate(row_of(dx, i), row_of(y, i), activation)
+        differentiate(row_of(dx, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -448,7 +390,7 @@ def _sse(y, target, sample_weight, activation, row_loss, da, part, parts):
     for i in range(*share(y.shape[0], part, parts)):
         weight = _weight(y, sample_weight, i)
         row_loss[i] = weight * _squared_error(row_of(y, i), row_of(target, i), row_of(da, i), two * weight)
-        _differentiate(row_of(da, i), row_of(y, i), activation)
+        differentiate(row_of(da, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -457,7 +399,7 @@ def _mse(y, target, sample_weight, activation, row_loss, da, part, parts):
     for i in range(*share(y.shape[0], part, parts)):
         factor = _weight(y, sample_weight, i) / count
         row_loss[i] = factor * _squared_error(row_of(y, i), row_of(target, i), row_of(da, i), two * factor)
-        _differentiate(row_of(da, i), row_of(y, i), activation)
+        differentiate(row_of(da, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -466,7 +408,7 @@ def _mae(y, target, sample_weight, activation, row_loss, da, part, parts):
     for i in range(*share(y.shape[0], part, parts)):
         factor = _weight(y, sample_weight, i) / count
         row_loss[i] = factor * _absolute_error(row_of(y, i), row_of(target, i), row_of(da, i), factor)
-        _differentiate(row_of(da, i), row_of(y, i), activation)
+        differentiate(row_of(da, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -475,7 +417,7 @@ def _huber(y, target, sample_weight, activation, delta, row_loss, da, part, part
     for i in range(*share(y.shape[0], part, parts)):
         factor = _weight(y, sample_weight, i) / count
         row_loss[i] = factor * _huber_error(row_of(y, i), row_of(target, i), row_of(da, i), factor, bound)
-        _differentiate(row_of(da, i), row_of(y, i), activation)
+        differentiate(row_of(da, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -484,7 +426,7 @@ def _bce(y, target, sample_weight, activation, row_loss, da, part, parts):
     for i in range(*share(y.shape[0], part, parts)):
         factor = _weight(y, sample_weight, i) / count
         row_loss[i] = factor * _cross_entropy(row_of(y, i), row_of(target, i), row_of(da, i), factor)
-        _differentiate(row_of(da, i), row_of(y, i), activation)
+        differentiate(row_of(da, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -712,7 +654,7 @@ def _normalise(
             row, source = window(y, first, size), window(x, first, size)
             for j in range(size):
                 row[j] = factor[j] * ((source[j] - centre[j]) * scale[j]) + shift[j]
-            _activate(row, activation)
+            activate(row, activation)
 
 
 @njit(**OPTIONS)
@@ -780,7 +722,7 @@ def _follow(x, gamma, beta, running_mean, running_var, activation, epsilon, y, s
             row, source = window(y, first, size), window(x, first, size)
             for j in range(size):
                 row[j] = (source[j] - centre[j]) * scale[j] + shift[j]
-            _activate(row, activation)
+            activate(row, activation)
 
 
 @njit(**OPTIONS)
@@ -810,7 +752,7 @@ def _batchnorm_backward(dy, x, gamma, y, mean, inv_std, activation, dx, dgamma, 
         for first in range(left, left + n * m, m):
             row = window(dx, first, size)
             copy(window(dy, first, size), row)
-            _differentiate(row, window(y, first, size), activation)
+            differentiate(row, window(y, first, size), activation)
         centre, scale = window(mean, left, size), window(inv_std, left, size)
         factor = window(gamma, left, size)
         sum_h, sum_1 = window(dgamma, left, size), window(dbeta, left, size)
@@ -918,7 +860,7 @@ def _body(name: str, char: str) -> Any:
             arguments.append(types.Array(element, len(a.dims), "C", readonly=not a.written))
         else:
             arguments.append(types.float64 if a.kind == "real" else types.int64)
-    function = globals()[f"_{name}"].py_func
+    function = (vars(jitted_images) | globals())[f"_{name}"].py_func
     return compiled(function, types.void(*arguments, types.int64, types.int64))
 
 
@@ -948,7 +890,7 @@ def _array_form(kernel: Kernel) -> str:
     # BLAS on several threads would add up in another order.
     lines += (
         ["    with jitted_runtime.one_thread():", f"        {call}"]
-        if "dense" in kernel.name
+        if kernel.name.startswith(("dense", "conv"))
         else [f"    {call}"]
     )
     return "\n".join(lines) + "\n"

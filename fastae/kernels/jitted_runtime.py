@@ -93,7 +93,7 @@ def at(typing, pointer, offset, dtype):
     return signature, generate
 
 
-def _data(context, builder, type_, value):
+def data(context, builder, type_, value):
     return context.make_array(type_)(context, builder, value).data
 
 
@@ -155,7 +155,7 @@ def gemm(typing, m, n, k, a, lda, a_turned, b, ldb, b_turned, c, ldc):
             )
 
         def start(place, value):
-            return builder.bitcast(_data(context, builder, signature.args[place], value), pointer)
+            return builder.bitcast(data(context, builder, signature.args[place], value), pointer)
 
         def letter(turned):
             return builder.select(
@@ -192,12 +192,12 @@ def call(typing, address, arena, code, line, part, parts):
         size, pointer = ir.IntType(64), cgutils.voidptr_t
         width = context.make_array(signature.args[2])(context, builder, code).shape
         first = builder.add(builder.mul(line, builder.extract_value(width, 1)), ir.Constant(size, 2))
-        operands = builder.gep(_data(context, builder, signature.args[2], code), [first])
+        operands = builder.gep(data(context, builder, signature.args[2], code), [first])
         form = ir.FunctionType(ir.VoidType(), [pointer, pointer, size, size])
         builder.call(
             builder.inttoptr(address, form.as_pointer()),
             (
-                builder.bitcast(_data(context, builder, signature.args[1], arena), pointer),
+                builder.bitcast(data(context, builder, signature.args[1], arena), pointer),
                 builder.bitcast(operands, pointer),
                 part,
                 parts,
@@ -214,7 +214,7 @@ def _fetch_add(typing, array, place, value):
     signature = types.int64(array, place, value)
 
     def generate(context, builder, signature, arguments):
-        spot = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+        spot = builder.gep(data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
         return builder.atomic_rmw("add", spot, arguments[2], "seq_cst")
 
     return signature, generate
@@ -226,7 +226,7 @@ def _load(typing, array, place):
     signature = types.int64(array, place)
 
     def generate(context, builder, signature, arguments):
-        spot = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+        spot = builder.gep(data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
         return builder.load_atomic(spot, "seq_cst", 8)
 
     return signature, generate
@@ -238,7 +238,7 @@ def _store(typing, array, place, value):
     signature = types.void(array, place, value)
 
     def generate(context, builder, signature, arguments):
-        spot = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+        spot = builder.gep(data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
         builder.store_atomic(arguments[2], spot, "seq_cst", 8)
         return context.get_dummy_value()
 
