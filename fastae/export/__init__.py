@@ -319,7 +319,7 @@ def to_c(
 
 def _target(path: Any, force: bool) -> str:
     """Return the path as a text if a file can be written there, before anything is computed."""
-    text = os.fspath(path)
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str):
         raise TypeError(f"path: expected a str or a path, given {type(path).__name__}")
     if not isinstance(force, bool):
@@ -331,4 +331,6 @@ def _target(path: Any, force: bool) -> str:
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", folder)
     if not force and os.path.exists(text):
         raise FileExistsError(errno.EEXIST, "it exists already, and force is not given", text)
+    if os.path.exists(text) and not os.path.isfile(text):
+        raise OSError(errno.EINVAL, "it is no regular file", text)
     return text

@@ -59,7 +59,7 @@ static void $P_{name}(const $T *x, long n, $T *y)
 }}
 """
 
-#: The functions a file may have: $P is the prefix, $T float or double. Inputs and outputs are pointers to rows.
+#: The functions a file may have: $P is the prefix, $T float or double.
 FUNCTIONS: Final = {
     **{name: _ELEMENTWISE.format(name=name, code=code) for name, code in ACTIVATIONS.items()},
     "softmax": """\
@@ -168,6 +168,7 @@ class Source(Walk[Value]):
         self.real, self.suffix = ("float", "f") if model.dtype == np.float32 else ("double", "")
         self.input = Value(math.prod(model.input_shape), "x")
         self.arrays: list[str] = []
+        self.constants = 0  # elements of them all
         self.calls: list[tuple[str, tuple[Value | str | int, ...]]] = []
 
     def layer(self, placed: Placed, x: Value) -> Value:
@@ -178,6 +179,7 @@ class Source(Walk[Value]):
         name = f"{self.prefix}_w{len(self.arrays)}"
         numbers = values.astype(self.model.dtype).ravel()
         shape = "x".join(map(str, values.shape))
+        self.constants += values.size
         self.arrays.append(
             f"/* {title}, {shape} */\n"
             f"static const {self.real} {name}[{len(numbers)}] = {{\n{self._numbers(numbers)}\n}};\n"
@@ -295,8 +297,7 @@ def _place(calls: Iterable[tuple[str, tuple[Any, ...]]]) -> list[int]:
                 free.remove(slot)
                 sizes[slot] = max(sizes[slot], value.size)
                 held[value], value.name = slot, f"t{slot}"
-        for value in [value for value in held if last[value] == i]:
-            free.append(held.pop(value))
+        free.extend(held.pop(value) for value in [v for v in held if last[v] == i])
     return sizes
 
 
@@ -354,22 +355,18 @@ def build_source(model: Model, prefix: str) -> str:
         FUNCTIONS[function].replace("$P", prefix).replace("$T", real).replace("$F", to.suffix)
         for function in used
     ]
-    maths = sorted({found for code in functions for found in re.findall(r"\b(exp|tanh|expm1|log1p)f?\(", code)})
-    maths = [f"{function}{to.suffix}" for function in maths]
-    stack = sum(sizes) * model.dtype.itemsize
-    weights = sum(int(re.search(r"\[(\d+)\]", array)[1]) for array in to.arrays)  # type: ignore[index]
+    called = re.findall(r"\b(exp|expm1|log1p|tanh)f?\(", "".join(functions))
+    maths = [function + to.suffix for function in sorted(set(called))]
+    stack, constants = (count * model.dtype.itemsize for count in (sum(sizes), to.constants))
+    title = _plain(model.network.name or "An autoencoder")
     paragraphs = [
-        f"{_plain(model.network.name or 'An autoencoder')}: {model.part}, written by fastae "
-        f"{fastae.__version__}.",
+        f"{title}: {model.part}, written by fastae {fastae.__version__}.",
         f"{signature};",
-        contract + " Rows of several dimensions lie in memory with the last dimension fastest. Missing values "
-        "(NaN) are computed with, not looked for.",
-        f"Numbers are of type {real}. Nothing is allocated and there is no state, so that several threads may "
-        f"call it at once. It takes {stack} bytes of the stack and {weights * model.dtype.itemsize} bytes of "
-        "constants.",
+        f"{contract} Rows of several dimensions have the last one fastest; NaN is computed with.",
+        f"Numbers are of type {real}. Nothing is allocated and there is no state, so threads may share it.",
+        f"It takes {stack} bytes of the stack and {constants} bytes of constants.",
         f"From <math.h>: {', '.join(maths)}." if maths else "No function of the standard library is called.",
-        f"Compile: cc -std=c99 -O2 -c FILE.c{'; link with -lm' if maths else ''}. To call it, declare the "
-        "function as above.",
+        f"To compile: cc -std=c99 -O2 -c FILE.c{'; link with -lm' if maths else ''}. Declare it as above.",
     ]
     comment = "\n *\n".join(
         "\n".join(f" * {line}" for line in textwrap.wrap(paragraph, 100)) for paragraph in paragraphs

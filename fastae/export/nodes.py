@@ -82,7 +82,7 @@ class Graph(Walk[str]):
         self.nodes.append(self.onnx.helper.make_node(operator, inputs, [output], output, **attributes))
         return output
 
-    def constant(self, name: str, values: npt.ArrayLike, dtype: npt.DTypeLike = None) -> str:
+    def constant(self, name: str, values: npt.ArrayLike, dtype: type[np.generic] | None = None) -> str:
         """Add an initializer of the model's dtype, or of another; its name."""
         self.constants[name] = np.ascontiguousarray(values, self.model.dtype if dtype is None else dtype)
         return name
@@ -149,8 +149,13 @@ def _(layer: Activation, to: Graph, placed: Placed, x: str) -> str:
 
 @emit.register
 def _(layer: BatchNorm, to: Graph, placed: Placed, x: str) -> str:
-    names = ("gamma", "beta", "running_mean", "running_var")
-    inputs = [x, *(to.parameter(placed, name) for name in names)]
+    inputs = [x, *(to.parameter(placed, name) for name in ("gamma", "beta", "running_mean"))]
+    if to.model.dtype == np.float32:
+        inputs.append(to.parameter(placed, "running_var"))
+    else:  # the attribute is float32: what it lacks goes to the variance
+        lacking = layer.epsilon - float(np.float32(layer.epsilon))
+        variance = to.weight(placed, "running_var") + lacking
+        inputs.append(to.constant(f"{placed.name}/running_var", variance))
     y = to.node("BatchNormalization", inputs, placed.name, epsilon=layer.epsilon)
     return to.activate(y, layer.activation, placed.name)
 
