@@ -95,6 +95,7 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
             pytest.skip(f"the README uses every backend: {name}: {reason}")
     pytest.importorskip("matplotlib")
     pytest.importorskip("safetensors")
+    pytest.importorskip("onnx")
     monkeypatch.chdir(tmp_path)
     names = {}
     try:
@@ -111,4 +112,5 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     assert names["record"].val_loss[-1] < 0.075
     assert names["stopping"].best == min(names["record"].val_loss)
     assert names["saved"].history.val_loss == names["record"].val_loss
-    assert (tmp_path / "learning-curve.png").is_file()
+    for name in ("learning-curve.png", "denoiser.onnx", "encoder.c", "detector.c"):
+        assert (tmp_path / name).is_file()
