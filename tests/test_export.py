@@ -390,7 +390,7 @@ def test_c_file_has_one_function_and_needs_nothing(compiler, tmp_path):
     ):
         source = export.c_source(trainer_of(zoo(activation)), "detect", prefix="net", threshold=1)
         (tmp_path / "net.c").write_text(source)
-        command = [compiler, *STRICT, "-O0", "-c", "net.c", "-o", "net.o"]
+        command = [compiler, *STRICT, "-O0", "-fno-stack-protector", "-c", "net.c", "-o", "net.o"]
         subprocess.run(command, cwd=tmp_path, check=True)
         listing = subprocess.run(["nm", "net.o"], cwd=tmp_path, check=True, capture_output=True, text=True)
         symbols = [line.split()[-2:] for line in listing.stdout.splitlines()]
