@@ -17,6 +17,7 @@ checked as a whole before anything of it is used.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -45,7 +46,7 @@ from fastae.network import SAMPLINGS, Network
 if TYPE_CHECKING:
     from fastae.trainer import Trainer
 
-__all__ = ["VERSION", "CheckpointError", "State", "load", "read", "require_library", "write"]
+__all__ = ["VERSION", "CheckpointError", "State", "load", "read", "replace", "require_library", "write"]
 
 Array = npt.NDArray[Any]
 
@@ -176,7 +177,7 @@ def write(path: str | os.PathLike[str], state: State) -> None:
         raise ValueError(f"path: the declaration takes {length} bytes; a file holds {MAX_HEADER} at most")
     at = _digits(content[: 8 + length], _ZEROS)
     content[at : at + 64] = hashlib.sha256(content).hexdigest().encode()
-    _replace(path, content)
+    replace(path, content)
 
 
 def _position_to_dict(position: Position, arrays: dict[str, Array]) -> dict[str, Any]:
@@ -214,8 +215,11 @@ def _generator_to_dict(state: Mapping[str, Any]) -> dict[str, int]:
     return {**state["state"], "has_uint32": state["has_uint32"], "uinteger": state["uinteger"]}
 
 
-def _replace(path: str, content: bytes | bytearray) -> None:
-    """Have a file hold the content, or, whatever happens, what it held before."""
+def replace(path: str, content: bytes | bytearray, *, overwrite: bool = True) -> None:
+    """Have a file hold the content, or, whatever happens, what it held before.
+
+    Without `overwrite` a file that is there, even one that came in the meantime, is a FileExistsError.
+    """
     path = os.path.realpath(path)  # a link stays one
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
@@ -224,7 +228,10 @@ def _replace(path: str, content: bytes | bytearray) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _put(temporary, path)
     except BaseException:
         with suppress(OSError):
             os.remove(temporary)
@@ -236,6 +243,20 @@ def _replace(path: str, content: bytes | bytearray) -> None:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _put(temporary: str, path: str) -> None:
+    """Give a file its name if no other has it."""
+    try:
+        os.link(temporary, path)  # unlike a renaming, it replaces nothing
+    except FileExistsError:
+        raise FileExistsError(errno.EEXIST, "it exists already", path) from None
+    except OSError:  # a file system without links: as near as it gets
+        if os.path.exists(path):
+            raise FileExistsError(errno.EEXIST, "it exists already", path) from None
+        os.replace(temporary, path)
+    else:
+        os.remove(temporary)
 
 
 def _text_path(path: Any) -> str:

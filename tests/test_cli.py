@@ -56,10 +56,11 @@ def test_module_is_the_command():
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("demo", "--help"), ("train", "--help"), ("info", "--help")]
+    "arguments",
+    [("--help",), ("demo", "--help"), ("train", "--help"), ("export", "--help"), ("info", "--help")],
 )
 def test_help(run, arguments):
-    status, out, err = run(*arguments)
+    status, out, err = run(*arguments, "--help")
     assert (status, err) == (0, "")
     assert out.startswith("usage: fastae")
     assert "info" in arguments or "examples:\n" in out

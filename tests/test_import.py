@@ -19,6 +19,8 @@ HEAVY = [
     "tqdm",
     "threadpoolctl",
     "hypothesis",
+    "onnx",
+    "onnxruntime",
     "torch",
 ]
 
@@ -36,6 +38,7 @@ def test_declaring_and_choosing_imports_nothing_heavy():
     code = """
 import sys, numpy, fastae
 fastae.models, fastae.layers, fastae.Network, fastae.SGD, fastae.Trainer, fastae.plots, fastae.ops.sgd
+fastae.export
 fastae.available_backends()
 fastae.set_backend("numpy")
 fastae.ops.branch_sum(numpy.ones((1, 1)), numpy.ones((1, 1)))
