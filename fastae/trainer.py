@@ -274,6 +274,11 @@ class Trainer:
             position=self._position,
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy as a file would: what a fit goes on from, no arena and no threads."""
+        with self._exclusive():
+            return persistence.new_trainer, (deepcopy(self._state()),)
+
     def _take(self, state: State) -> None:
         """Go on from a state of the same declaration."""
         if self._current is not None:

@@ -49,7 +49,9 @@ def test_numpy_is_the_one_dependency(requirements):
 
 def test_extras(requirements):
     extras = {re.search(r"extra == ['\"](\w+)", r)[1] for r in requirements if "extra ==" in r}
-    assert extras == {"numba", "plots", "progress", "data", "files", "demo", "test", "bench", "lint", "all"}
+    assert extras == (
+        {"numba", "plots", "progress", "data", "files", "sklearn", "demo", "test", "bench", "lint", "all"}
+    )
 
 
 def test_demo_extra_has_what_the_commands_write_with():
