@@ -67,6 +67,9 @@ _SEEDS = 2**31 - 1
 #: What earlier calls of partial_fit weigh against the last one in the Gaussian of the codes, at most.
 _MEMORY = 9
 
+#: Multiplications of a product that is not worth a thread.
+_SMALL_PRODUCT = 1 << 20
+
 
 class _Estimator(CallbackSupportMixin, BaseEstimator):
     """What both estimators share: parameters, training, reconstruction and its errors."""
@@ -247,7 +250,10 @@ class _Estimator(CallbackSupportMixin, BaseEstimator):
             return None
         weights = _check_sample_weight(sample_weight, rows, dtype=np.float64)
         if weights.min() < 0 or not weights.any():
-            raise ValueError("sample_weight: expected weights >= 0, one or more of them > 0, given others")
+            raise ValueError(
+                "sample_weight: expected weights >= 0, one or more of them > 0; the least given is "
+                f"{weights.min():g}"
+            )
         return weights
 
     # Training ---------------------------------------------------------------------------------------------
@@ -395,7 +401,7 @@ class _Estimator(CallbackSupportMixin, BaseEstimator):
         """Return outputs of the network as rows on the scale of the data."""
         rows = output.reshape(len(output), -1)
         if trainer.loss.name == "bce_with_logits":
-            ops.activation_forward(rows, activation="sigmoid", out=rows, backend=trainer.backend)
+            return ops.activation_forward(rows, activation="sigmoid", backend=trainer.backend)
         return rows
 
     def _scores(self, trainer: Trainer, rows: Array, target: Array | None = None) -> npt.NDArray[np.float64]:
@@ -577,16 +583,17 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Estimator)
     A `y` of two dimensions is what the output is to be: with noisy rows as X and the clean ones as y a
     denoiser is trained. Labels, a y of one dimension, are ignored, since a Pipeline passes them on.
 
-    Sample weights are relative: twice the weights give the same result, and a weight of 2 counts as the row
-    given twice. (In exact arithmetic and where one batch holds all rows, also the very same result.)
+    A sample weight of 2 counts as the row given twice; where one batch holds all rows, and but for rounding,
+    with the very same result. A common factor of all weights matters to `alpha` alone.
 
     The callbacks of scikit-learn >= 1.9 (``set_callbacks``) see a task for each epoch.
 
-    When `fit` ends in an error or is interrupted, what was fitted before stays.
+    When `fit` ends in an error or is interrupted, what was fitted before stays, but for a warm start, which
+    trains the very `trainer_`.
 
     Examples
     --------
-    >>> X = fastae.datasets.rows(fastae.datasets.digits())
+    >>> X = fastae.datasets.rows(fastae.datasets.digits()[0])
     >>> ae = fastae.Autoencoder(latent_dim=16, max_iter=50, random_state=0).fit(X)
     >>> ae.transform(X).shape
     (1797, 16)
@@ -682,7 +689,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Estimator)
         Parameters
         ----------
         X, y, sample_weight
-            As of `fit`. Weights are relative within a call.
+            As of `fit`. Weights are divided by their mean in each call.
 
         Returns
         -------
@@ -1065,7 +1072,11 @@ def _code_statistics(
     total = float(len(rows) if weights is None else weights.sum())
     mean = np.average(codes, axis=0, weights=weights)
     codes -= mean
-    covariance = codes.T @ (codes if weights is None else codes * weights[:, None]) / total
+    weighed = codes if weights is None else codes * weights[:, None]
+    if codes.size * codes.shape[1] < _SMALL_PRODUCT:  # waking BLAS's threads takes longer
+        covariance = np.einsum("ni,nj->ij", codes, weighed) / total
+    else:
+        covariance = codes.T @ weighed / total
     if before is not None:
         earlier = min(before[0], _MEMORY * total)
         share = total / (total + earlier)

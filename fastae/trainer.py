@@ -26,6 +26,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -277,7 +278,10 @@ class Trainer:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy as a file would: what a fit goes on from, no arena and no threads."""
         with self._exclusive():
-            return persistence.new_trainer, (deepcopy(self._state()),)
+            state = self._state()
+            if (at := state.position) is not None:
+                state = replace(state, position=replace(at, callbacks=(), loaded=at.states()))
+            return persistence.new_trainer, (deepcopy(state),)
 
     def _take(self, state: State) -> None:
         """Go on from a state of the same declaration."""
