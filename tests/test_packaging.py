@@ -56,6 +56,7 @@ def test_extras(requirements):
         "data",
         "files",
         "onnx",
+        "sklearn",
         "demo",
         "test",
         "bench",
