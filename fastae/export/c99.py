@@ -32,7 +32,7 @@ from fastae.layers import (
     Shape,
     Subsample,
 )
-from fastae.lowering import _is_identity as is_identity
+from fastae.lowering import is_identity as is_identity
 from fastae.network import Placed
 
 __all__ = ["ACTIVATIONS", "FUNCTIONS", "build_source", "check_prefix", "emit"]

@@ -25,7 +25,7 @@ from fastae.layers import (
     Parallel,
     Subsample,
 )
-from fastae.lowering import _is_identity as is_identity
+from fastae.lowering import is_identity as is_identity
 from fastae.network import Placed
 
 __all__ = ["IR_VERSION", "OPSET", "build_model", "emit"]
