@@ -85,7 +85,7 @@ class BuildKernels(build_ext):
             copy = folder / f"{extension.name.rpartition('.')[2]}.pyx"
             write(copy, (SOURCE / "kernels.pyx").read_text())
             extension.sources = [str(copy)]
-        built = cythonize(self.extensions, include_path=[str(folder)])
+        built = cythonize(self.extensions, include_path=[str(folder), str(SOURCE)])
         for extension, compiled in zip(self.extensions, built, strict=True):
             extension.sources = compiled.sources
         super().run()
@@ -104,7 +104,7 @@ setup(
             [str(SOURCE / "kernels.pyx")],
             include_dirs=[str(SOURCE)],
             extra_compile_args=[*FLAGS, *march],
-            depends=[str(h) for h in SOURCE.glob("*.h")],
+            depends=[str(p) for p in SOURCE.iterdir() if p.suffix in (".h", ".pxi")],
         )
         for name, march in MARCH.items()
     ],

@@ -18,6 +18,8 @@ FIRST_CALL = "first call (fresh process)"
 HISTORICAL_SCALAR = "historical scalar"
 HISTORICAL_VECTOR = "historical vector"
 TORCH = "PyTorch eager"
+TORCH_UNFUSED = "PyTorch eager, plain Adam"
+TORCH_COMPILED = "PyTorch compiled"
 
 #: How many times faster than PyTorch eager a training step is to be, by system and backend.
 GOALS = {
@@ -26,6 +28,9 @@ GOALS = {
     "batchnorm_mlp": {"cython": 1.2},
     "deep_mlp": {"cython": 1.8},
     "deep_mlp_linear_code": {"cython": 1.8},
+    "upsample_conv": {"cython": 1.0},
+    "strided_conv": {"cython": 1.0},
+    "generic_conv": {"cython": 1.0},
 }
 
 #: Most of cython's time that numba is to take for a training step.

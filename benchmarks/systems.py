@@ -154,6 +154,16 @@ def prepare(systems: Sequence[str], folder: Path) -> list[str]:
             if part not in made:
                 made[part] = folder / f"mnist-{part}.npy"
                 np.save(made[part], datasets.rows(datasets.mnist(part)[0]))
+        recipe = models.MODELS[system]().recipe
+        assert recipe is not None
+        if recipe.train_rows is not None and recipe.validation_rows is not None:
+            kept, end = recipe.train_rows, recipe.train_rows + recipe.validation_rows
+            several = np.load(made["train"], mmap_mode="r")
+            for part, of in (("train", several[:kept]), ("test", several[kept:end])):
+                np.save(folder / f"{system}-{part}.npy", of)
+            said.append(f"{system}: the first {kept} training images, validated on the next {end - kept}.")
+            continue
+        for part in ("train", "test"):
             (folder / f"{system}-{part}.npy").hardlink_to(made[part])
     return said
 

@@ -4,9 +4,10 @@
 
     python -m benchmarks.versus [--systems NAME,...] [--rounds N] [--json FILE]
 
-Training step: every dense system in its published batches, float32, one thread. fastae's step is a call of
+Training step: every system in its published batches, float32, one thread. fastae's step is a call of
 several updates divided by them; PyTorch's, eager with fused Adam, is a loop of steps. The scalar backend
-sits out: it takes seconds to minutes. Input layer: dense_forward against the published scalar form.
+sits out: it takes seconds to minutes. On systems of images PyTorch also runs with its plain Adam, and
+compiled. Input layer: dense_forward against the published scalar form.
 Import: fresh processes; ``import fastae`` is to add at most 50 ms to ``import numpy``.
 Losses and outputs are compared with the reference before the clock starts.
 """
@@ -31,7 +32,15 @@ from fastae.plots import duration
 from . import contenders as training
 from .kernel_cases import assert_close
 from .machine import IMPORTS, fresh_python, one_thread, unavailable
-from .summary import GOALS, HISTORICAL_SCALAR, HISTORICAL_VECTOR, NUMBA_LIMIT, TORCH
+from .summary import (
+    GOALS,
+    HISTORICAL_SCALAR,
+    HISTORICAL_VECTOR,
+    NUMBA_LIMIT,
+    TORCH,
+    TORCH_COMPILED,
+    TORCH_UNFUSED,
+)
 
 #: Seconds after which a system's rounds end, once there were LEAST_ROUNDS.
 MOST_SECONDS, LEAST_ROUNDS = 30.0, 10
@@ -108,6 +117,13 @@ def training_step(system: str, missing: Mapping[str, str], milliseconds: float =
     if TORCH not in missing:
         torch = training.TorchEager(problem, "float32")
         add(TORCH, torch.losses(training.CHECKED), torch.train)
+        if system in training.IMAGE_SYSTEMS:
+            for name, options in ((TORCH_UNFUSED, {"fused": False}), (TORCH_COMPILED, {"compiled": True})):
+                try:
+                    torch = training.TorchEager(problem, "float32", **options)
+                    add(name, torch.losses(training.CHECKED), torch.train)
+                except RuntimeError as error:  # torch.compile needs a C++ compiler, and headers of Python
+                    print(f"missing: {name}: {str(error).strip().splitlines()[0]:.200}", file=sys.stderr)
     for name in ("numpy", "numba", "cython"):
         if name not in missing:
             ours = training.Fastae(problem, backend.load(name).module, "float32")

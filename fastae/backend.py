@@ -313,9 +313,10 @@ def _missing(name: str) -> str | None:
 def check(name: str, module: ModuleType) -> Backend:
     """Compare a module with the table.
 
-    Every row must be there as a callable, and every one must have been written in this module or in a
-    submodule of it. A kernel's home is the ``__module__`` of the function under it (``py_func`` for one
-    compiled by Numba), or of its class where it is a callable object. A wrapper written at home around
+    Every row must be there as a callable, and every one must have been written in this module, in a
+    submodule of it, or in a file beside it that begins with its name. A kernel's home is the ``__module__``
+    of the function under it (``py_func`` for one compiled by Numba), or of its class where it is a callable
+    object. A wrapper written at home around
     another backend's kernel is found by the name it reaches it by: no global or closure of a kernel, and no
     name of the module, may stand for another backend's module or for something written there.
 
@@ -371,7 +372,8 @@ def _home(kernel: object) -> str | None:
 
 
 def _within(home: str | None, package: str) -> bool:
-    return home is not None and (home == package or home.startswith(package + "."))
+    """Whether a module is the package, inside it, or a file beside it named after it, as jitted_maths."""
+    return home is not None and (home == package or home.startswith((package + ".", package + "_")))
 
 
 def _reached(kernel: object) -> dict[str, object]:

@@ -54,6 +54,10 @@ models:
   deep_mlp               784-256-128-64-32-16-8-4 and back
   deep_mlp_linear_code   784-256-128-32-16-10-16-32-64-128-256-784
   autoencnet             225-75-225 with a link branch
+  upsample_conv          convolutions of 16 and 8 channels with poolings, and back by upsampling
+  strided_conv           convolutions of 16, 32 and 64 channels with poolings, and back by strides
+  generic_conv           convolutions of 3 and 9 channels, a dense code of 100, and back by upsampling; the
+                         first 1000 training images, 150 epochs, validated on the next 1000
 
 examples:
   fastae train quark_mlp

@@ -28,7 +28,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -61,18 +60,59 @@ def _function(row: Kernel) -> Callable[..., Any]:
     It is compiled from text, as dataclasses do it: Python then binds the arguments itself, which is faster
     than ``*args`` and a Signature, and the signature is real.
     """
-    passed = [a.name if isinstance(a, Constant) or a in row.given else "None" for a in row.arguments]
+    passed = [_passed(row, a) for a in row.arguments]
     dims = [f"{d!r}: {d}" for d in (*row.free_dims, *_numerals(row))]
     out = "out" if row.outputs else "None"
     text = (
         f"def {row.name}({', '.join(_parameters(row))}) -> {_return_type(row)}:\n"
         f"    return run([{', '.join(passed)}], {{{', '.join(dims)}}}, {out}, backend)\n"
     )
-    names: dict[str, Any] = {"__name__": __name__, "np": np, "Backend": Backend, "run": _Call(row).run}
+    names: dict[str, Any] = {
+        "__name__": __name__,
+        "np": np,
+        "Backend": Backend,
+        "run": _Call(row).run,
+        "pick": _Picker(row.name),
+    }
     exec(compile(text, f"<fastae.ops.{row.name}>", "exec"), names)
     function: Callable[..., Any] = names[row.name]
     function.__doc__ = _document(row)
     return function
+
+
+def _together(row: Kernel) -> dict[str, list[Constant]]:
+    """Group the constants by the parameter that gives them: most by themselves, some two or four in one."""
+    groups: dict[str, list[Constant]] = {}
+    for constant in row.constants:
+        groups.setdefault(constant.part_of or constant.name, []).append(constant)
+    return groups
+
+
+def _passed(row: Kernel, argument: Array | Constant) -> str:
+    """Write what is passed in the place of an argument."""
+    if isinstance(argument, Array):
+        return argument.name if argument in row.given else "None"
+    if not argument.part_of:
+        return argument.name
+    group = _together(row)[argument.part_of]
+    return f"pick({argument.part_of!r}, {argument.part_of}, {group.index(argument)}, {len(group)})"
+
+
+class _Picker:
+    """Takes one of several constants out of the argument that gives them all."""
+
+    def __init__(self, kernel: str) -> None:
+        self.kernel = kernel
+
+    def __call__(self, name: str, value: Any, place: int, count: int) -> Any:
+        if not isinstance(value, (tuple, list)):
+            return value
+        if len(value) == count:
+            return value[place]
+        if len(value) == 2 and count == 4:  # (height, width) of what has four sides
+            return value[place % 2]
+        sizes = "2 or 4" if count == 4 else str(count)
+        raise ValueError(f"{self.kernel}: {name}: expected one number or {sizes}, given {len(value)}")
 
 
 def _parameters(row: Kernel) -> list[str]:
@@ -86,8 +126,11 @@ def _parameters(row: Kernel) -> list[str]:
             defaulted.append(f"{text} = None")
         else:
             (keyword if defaulted else required).append(text)
-    for constant in row.constants:
-        text = f"{constant.name}: {_type(constant)}"
+    for name, constants in _together(row).items():
+        constant = constants[0]
+        text = f"{name}: {_type(constant)}"
+        if constant.part_of:
+            text += f" | tuple[{', '.join(['int'] * len(constants))}]"
         if constant.default is not None:
             defaulted.append(f"{text} = {constant.default!r}")
         else:
@@ -193,7 +236,7 @@ class _Call:
             dims[dim.name] = _integer(self.name, dim, dims[dim.name], dtype)
         for slot in self.given:
             self.check(slot, arguments[slot.place], dtype, dims)
-        if self.row.derived:
+        if self.row.derived or self.row.demands:
             self.derive(arguments, dtype, dims)
         for name, least in self.at_least:
             self.check_least(name, least, dims)
@@ -291,16 +334,15 @@ class _Call:
 
     def derive(self, arguments: list[Any], dtype: np.dtype, dims: dict[str, int]) -> None:
         """Put the derived dims into ``dims``, or compare them with the array that has them."""
-        known = SimpleNamespace(**dims, **{c.name: arguments[place] for place, c, _ in self.constants})
-        for dim, rule in self.row.derived.items():
-            length = rule(known)
-            if length < 1:
-                raise ValueError(f"{self.name}: expected dims that make {dim} >= 1, given {known}")
+        known = dims | {c.name: arguments[place] for place, c, _ in self.constants}
+        found = self.row.derive(
+            {name: value for name, value in known.items() if name not in self.row.derived}
+        )
+        for dim, length in found.items():
             if dims.setdefault(dim, length) != length:
                 dims[dim] = length
                 slot = next(s for s in self.given if dim in s.dims and arguments[s.place] is not None)
                 self.refuse(slot, arguments[slot.place], dtype, dims)
-            setattr(known, dim, length)
 
     def check_range(self, slot: _Slot, array: np.ndarray, first: np.ndarray) -> None:
         """Refuse indices that are not rows of the first array."""
@@ -458,11 +500,9 @@ def _document(row: Kernel) -> str:
     for array in row.given:
         optional = ", optional" if array.optional else ""
         lines += [f"{array.name} : {_shape_text(array)}{optional}", f"    {_array_text(row, array)}"]
-    for constant in row.constants:
-        lines += [
-            f"{constant.name} : {_constant_text(constant)}",
-            f"    {constant.doc[:1].upper()}{constant.doc[1:]}.",
-        ]
+    for name, constants in _together(row).items():
+        doc = constants[0].doc
+        lines += [f"{name} : {_constant_text(constants)}", f"    {doc[:1].upper()}{doc[1:]}."]
     for dim in row.free_dims:
         lines += [f"{dim} : int, >= 1", f"    The dim {dim} in the shapes here; keyword only."]
     if row.outputs:
@@ -476,7 +516,9 @@ def _document(row: Kernel) -> str:
         text += ", or None." if array.optional else "."
         lines += [f"{array.name} : {_shape_text(array)}", f"    {text}"]
     lines += [_RAISES, "Notes", "-----"]
-    lines += [f"{dim} follows from the other dims and the constants.\n" for dim in row.derived]
+    derived = [dim for dim in row.derived if any(dim in a.dims for a in (*row.given, *row.outputs))]
+    lines += [f"{dim} follows from the other dims and the constants.\n" for dim in derived]
+    lines += [f"Expected: {text}.\n" for text, _ in row.demands]
     lines += [f"{dim} is at least {least}.\n" for dim, least in row.at_least.items()]
     if any(c.kind == "activation" for c in row.constants):
         lines += ["Activations (y = f(x)):", ""]
@@ -500,9 +542,13 @@ def _array_text(row: Kernel, array: Array) -> str:
     return _ROLE[array.role]
 
 
-def _constant_text(constant: Constant) -> str:
+def _constant_text(constants: list[Constant]) -> str:
+    constant = constants[0]
     if constant.kind == "activation":
         text = "{" + ", ".join(f"'{name}'" for name in ACTIVATIONS) + "}"
     else:
         text = {"int": "int", "real": "float"}[constant.kind]
+    if constant.part_of:
+        sizes = "(height, width)" if len(constants) == 2 else "(height, width) or (top, left, bottom, right)"
+        text += f" or tuple of ints {sizes}"
     return text if constant.default is None else f"{text}, default {constant.default!r}"

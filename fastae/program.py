@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["COUNTER", "HEADER_BYTES", "STEP", "WIDTH", "Instruction", "Program", "Routine", "Slot"]
 
 #: Columns of an encoded instruction.
-WIDTH = 32
+WIDTH = 40
 
 #: Every slot starts on such a boundary and ends before the next one: a cache line, a vector register.
 ALIGNMENT = 64
@@ -61,6 +61,9 @@ class Slot:
         Whether shape[0] is the batch's capacity, of which fewer rows may be used.
     index : bool
         Whether it holds int64, as the header alone does.
+    lanes : int
+        Rows side by side: with L > 1 images [n, c, h, w] lie as [ceil(n / L)][c][h][w][L], `stride`
+        elements for each row.
     """
 
     name: str
@@ -69,11 +72,12 @@ class Slot:
     stride: int
     batched: bool = False
     index: bool = False
+    lanes: int = 1
 
     @property
     def size(self) -> int:
-        """Elements from the first to the end of the last row, padding included."""
-        return self.shape[0] * self.stride
+        """Elements from the first to the end of the last row, padding and last block included."""
+        return -(-self.shape[0] // self.lanes) * self.lanes * self.stride
 
     def __str__(self) -> str:
         return f"{self.name}[{','.join(map(str, self.shape))}]"
@@ -134,6 +138,12 @@ class Instruction:
                 expected = int(dim) if dim.isdigit() else found.setdefault(dim, length)
                 if length != expected:
                     raise ValueError(f"{self.kernel}: {dim} of {array.name} must be {expected}; got {slot}")
+        if found.keys() != set(self.row.dims):  # those of workspaces alone
+            known = {**found, **self.constants}
+            found = (
+                self.row.derive({name: v for name, v in known.items() if name not in self.row.derived})
+                | found
+            )
         return {dim: found[dim] for dim in self.row.dims}
 
     @property
@@ -326,10 +336,21 @@ def _operand_text(instruction: Instruction) -> str:
     names = {slot.name for _, slot in instruction.arrays}
     written: list[str] = []
     read: list[str] = []
+    parts: dict[str, list[tuple[int | float, bool]]] = {}  # of stride=(2, 1), and whether each says something
+    for argument, operand in zip(instruction.row.arguments, instruction.operands, strict=True):
+        if not isinstance(argument, Array) and argument.part_of and isinstance(operand, int | float):
+            parts.setdefault(argument.part_of, []).append((operand, operand != argument.default))
     for argument, operand in zip(instruction.row.arguments, instruction.operands, strict=True):
         if isinstance(argument, Array):
             if operand is None or argument.role == "work":
                 continue
+        elif argument.part_of:
+            given = parts.pop(argument.part_of, [])
+            if any(says for _, says in given):
+                values = [f"{value:g}" for value, _ in given]
+                same = len(set(values)) == 1
+                read.append(f"{argument.part_of}={values[0] if same else '(' + ','.join(values) + ')'}")
+            continue
         elif argument.kind != "activation" and operand == argument.default:
             continue
         is_written = isinstance(argument, Array) and argument.written
@@ -357,7 +378,8 @@ class Program:
     dtype : numpy.dtype
         float32 or float64.
     padded : bool
-        Whether row strides of arrays of two or more dims are multiples of 64 bytes.
+        Whether row strides of arrays of two or more dims are multiples of 64 bytes, and images of a batch
+        lie side by side (`Slot.lanes`).
     noise : GaussianNoise, MaskingNoise or None
         Noise on the input in training.
     arena_size : int
@@ -387,7 +409,7 @@ class Program:
         "nonnegative".
     needs_rows : int
         Rows of the smallest batch it can train on: 2 with batch normalisation, whose variance of one
-        row says nothing, else 1.
+        number says nothing, else 1.
     losing : dict of (str, bool, bool) to Routine
         The routines "train" and "evaluate", each with `own_target` and `weighted` of `routine`.
     """
@@ -446,7 +468,8 @@ class Program:
         if (name, own_target, weighted) not in self.losing:
             shapes = f"output {self.network.output_shape}, input {self.network.input_shape}"
             raise ValueError(
-                f"target must be given where the output has another shape than the input: {shapes}"
+                f"target must be given where the output has another shape than the input: {shapes}; "
+                f"{self.network.trace()}"
             )
         return self.losing[name, own_target, weighted]
 
@@ -488,13 +511,20 @@ class Program:
         return self._checked(arena)[: HEADER_BYTES // self.dtype.itemsize].view(np.int64)
 
     def view(self, arena: npt.NDArray[Any], slot: str | Slot) -> npt.NDArray[Any]:
-        """Return a slot of an arena as an array of its logical shape; with padding it is strided."""
+        """Return a slot of an arena as an array of its logical shape.
+
+        With padding it is strided; where rows lie side by side it is a copy.
+        """
         if not isinstance(slot, Slot):
             if slot not in self.slots:
                 raise ValueError(f"slot must be one of {', '.join(self.slots)}; got {slot!r}")
             slot = self.slots[slot]
         if slot.index:
             return self.header(arena)[slot.offset : slot.offset + slot.size]
+        if slot.lanes > 1:
+            blocks = self._checked(arena)[slot.offset : slot.offset + slot.size]
+            rows = np.moveaxis(blocks.reshape(-1, *slot.shape[1:], slot.lanes), -1, 1)
+            return rows.reshape(-1, *slot.shape[1:])[: slot.shape[0]].copy()
         item = self.dtype.itemsize
         strides = [item]
         for length in slot.shape[:1:-1]:

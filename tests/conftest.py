@@ -11,7 +11,6 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +20,27 @@ from fastae.kernels.table import ACTIVATIONS, Array, Constant, Kernel
 
 GUARD = 256  # bytes before and after an array; more than any vector or row padding
 GUARD_BYTE = 0xFF  # read as a number it is NaN: what reads beyond an array shows
+
+#: Constants of kernels on images where a test gives no others: no two of a pair alike.
+GEOMETRY = {
+    "stride_h": 2,
+    "stride_w": 1,
+    "padding_top": 1,
+    "padding_left": 0,
+    "padding_bottom": 0,
+    "padding_right": 1,
+    "output_padding_h": 1,
+    "output_padding_w": 0,
+    "dilation_h": 1,
+    "dilation_w": 2,
+    "groups": 2,
+    "kernel_h": 2,
+    "kernel_w": 3,
+    "pool_h": 1,
+    "pool_w": 2,
+    "factor_h": 2,
+    "factor_w": 3,
+}
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -137,8 +157,7 @@ class Case:
             c.name: self._constant(i, c, activation) for i, c in enumerate(row.constants)
         } | dict(constants or {})
         self.dims = dict(dims)
-        for dim, rule in row.derived.items():
-            self.dims[dim] = rule(SimpleNamespace(**self.dims, **self.constants))
+        self.dims |= row.derive(self.dims | self.constants)
         rng = np.random.default_rng([seed, zlib.crc32(row.name.encode()), *self.dims.values()])
         self.inputs = {a.name: self._fill(a, activation, rng) for a in row.given if a.name not in self.absent}
 
@@ -149,6 +168,8 @@ class Case:
     def _constant(self, place: int, constant: Constant, activation: str) -> object:
         if constant.kind == "activation":
             return activation
+        if constant.name in GEOMETRY and constant.maximum is not None:
+            return GEOMETRY[constant.name]
         if constant.kind == "int":
             return int(max(2, constant.minimum or 0) if constant.maximum is None else constant.maximum)
         return 0.5 if self.integers else 0.3 + 0.05 * place  # no two alike: a mix-up shows
@@ -158,6 +179,8 @@ class Case:
         if array.kind == "index":  # of fixed size it counts something, else it has rows of the first array
             rows = 10 if array.dims[0].isdigit() else self.row.shape(self.row.arrays[0], self.dims)[0]
             return rng.integers(0, rows, shape)
+        if array.name == "position":
+            return self._positions(shape, rng).astype(self.dtype)
         values = rng.integers(-3, 4, shape) * 1.0 if self.integers else rng.uniform(-2, 2, shape)
         low = lowest(array)
         if low is not None:
@@ -169,6 +192,22 @@ class Case:
         elif is_activated(self.row, array):
             values = apply_activation(activation, values)  # derivatives are written in an output of it
         return values.astype(np.float32).astype(self.dtype)
+
+    def _positions(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+        """Elements of the windows of a pooling that lie inside the image."""
+        chosen = []
+        for size, count, end, before in (("ih", shape[2], "h", "top"), ("iw", shape[3], "w", "left")):
+            kernel, stride, padding = (
+                self.constants[f"{name}_{which}"]
+                for name, which in (("kernel", end), ("stride", end), ("padding", before))
+            )
+            starts = np.arange(count) * stride - padding
+            first = np.maximum(-starts, 0)
+            last = np.minimum(self.dims[size] - starts, kernel) - 1
+            chosen.append((first, last))
+        rows = rng.integers(chosen[0][0][:, None], chosen[0][1][:, None] + 1, shape)
+        columns = rng.integers(chosen[1][0], chosen[1][1] + 1, shape)
+        return rows * self.constants["kernel_w"] + columns
 
     def with_inputs(self, **inputs: np.ndarray) -> Case:
         """The same case with other content."""
@@ -228,7 +267,18 @@ class Case:
     def keywords(self, arrays: Mapping[str, np.ndarray]) -> dict[str, object]:
         """Arguments for the function in ``fastae.ops``, without ``out``."""
         given = {a.name: arrays.get(a.name) for a in self.row.given}
-        return given | self.constants | {d: self.dims[d] for d in self.row.free_dims}
+        return given | self.arguments() | {d: self.dims[d] for d in self.row.free_dims}
+
+    def arguments(self, **changed: object) -> dict[str, object]:
+        """The constants, some of them changed, as ``fastae.ops`` takes them: some two or four in one."""
+        found: dict[str, object] = {}
+        for c in self.row.constants:
+            value = changed.get(c.name, self.constants[c.name])
+            if c.part_of:
+                found[c.part_of] = (*found.get(c.part_of, ()), value)
+            else:
+                found[c.name] = value
+        return found
 
     def out(self, arrays: Mapping[str, np.ndarray]) -> object:
         """What ``fastae.ops`` takes as ``out``."""

@@ -22,20 +22,83 @@ SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 15, 16, 17, 31, 32, 33)  # around the register 
 LARGE = {"n": 20, "k": 225, "m": 75, "p": 40_000, "r": 50}  # AutoEncNet
 SMALL = {"n": 3, "k": 5, "m": 4, "p": 6, "r": 7}
 WIDE = {"n": 3, "k": 5, "m": 19, "p": 37, "r": 7}  # whole vectors and a rest
+# Images that suit the constants that a case has by itself; 19 of them fill a block of rows and a rest.
+LARGE |= {"c": 6, "o": 4, "cg": 3, "og": 2, "ih": 9, "iw": 8, "kh": 3, "kw": 2, "vh": 5, "vw": 7}
+SMALL |= {"c": 4, "o": 4, "cg": 2, "og": 2, "ih": 4, "iw": 6, "kh": 2, "kw": 3, "vh": 3, "vw": 5}
+WIDE |= SMALL | {"n": 19, "k": 5, "m": 19, "p": 37, "ih": 3, "iw": 5}
 
 
 def own_dims(row: Kernel) -> list[str]:
     return [d for d in row.dims if d not in row.derived]
 
 
-def grid(row: Kernel) -> list[dict[str, int]]:
-    """Sizes in which every dim takes every value of SIZES, in company that varies."""
+def is_of_images(row: Kernel) -> bool:
+    return any(len(a.dims) == 4 for a in row.arrays)
+
+
+def grid(row: Kernel) -> list[tuple[dict[str, int], dict[str, int]]]:
+    """Sizes in which every dim takes every value of SIZES, in company that varies, and constants."""
+    if is_of_images(row):
+        return grid_of_images(row.name)
     names = own_dims(row)
     orders = [np.random.default_rng(i).permutation(SIZES).tolist() for i in range(len(names))]
-    return [
+    sizes = [
         dict.fromkeys(names, 1),
         *(dict(zip(names, sizes, strict=True)) for sizes in zip(*orders, strict=True)),
     ]
+    return [(dims, {}) for dims in sizes]
+
+
+#: What sizes and constants of kernels on images are drawn from, each as often as the others.
+DRAWN = {
+    "n": (1, 2, 3, 15, 16, 17, 33),
+    "channels": (1, 2, 3, 4, 5, 8, 16, 17),
+    "size": (1, 2, 3, 4, 5, 6, 7, 9, 11),
+    "kernel": (1, 2, 3, 4, 5),
+    "stride": (1, 1, 2, 3),
+    "padding": (0, 0, 1, 2, 3),
+    "output_padding": (0, 0, 1, 2),
+    "dilation": (1, 1, 2, 3),
+    "groups": (1, 1, 1, 2, 3),
+    "pool": (1, 2, 3),
+    "factor": (1, 2, 3),
+    "count_include_pad": (0, 1),
+}
+MOST_FLOPS = 30_000  # of a call of the scalar backend: some milliseconds
+
+
+@cache
+def grid_of_images(name: str) -> list[tuple[dict[str, int], dict[str, int]]]:
+    """Valid sizes and constants that are cheap, drawn until every one of DRAWN has been there."""
+    row = KERNELS[name]
+    of_dims = dict.fromkeys(("ih", "iw"), "size") | dict.fromkeys(("kh", "kw", "vh", "vw"), "kernel")
+    of_dims |= dict.fromkeys(("c", "o", "cg", "og"), "channels") | {"n": "n"}
+    families = {d: of_dims[d] for d in own_dims(row)}
+    families |= {c.name: c.part_of or c.name for c in row.constants if c.kind == "int"}
+    wanted = {(name, value) for name, family in families.items() for value in DRAWN[family]}
+    rng = np.random.default_rng(len(name))
+    chosen: list[tuple[dict[str, int], dict[str, int]]] = []
+    while wanted:
+        drawn = {name: int(rng.choice(DRAWN[family])) for name, family in families.items()}
+        if len(chosen) == 1:  # what a convolution mostly is: as large as the image
+            drawn |= {n: {"kernel": 3, "size": 6}.get(f, 1) for n, f in families.items() if f != "n"}
+        constants = {c.name: drawn[c.name] for c in row.constants if c.name in drawn}
+        dims = {d: drawn[d] for d in own_dims(row)}
+        each = constants.get("groups", 1)
+        dims |= {d: dims[d] * each for d in ("c", "o") if d in dims and dims[d] * each <= 17}
+        options = constants | {c.name: "linear" for c in row.constants if c.kind == "activation"}
+        # At last only what is still missing is worth a case.
+        new = wanted & {(name, value) for name, value in (dims | constants).items()}
+        if len(new) < min(3, len(wanted)):
+            continue
+        try:
+            derived = row.derive(dims | options)
+        except ValueError:
+            continue
+        if row.count_flops(dims | derived, options) <= MOST_FLOPS:
+            chosen.append((dims, constants))
+            wanted -= new
+    return chosen
 
 
 def sizes(row: Kernel, known: dict[str, int]) -> dict[str, int]:
@@ -47,6 +110,7 @@ def absences(row: Kernel, activation: str) -> list[tuple[str, ...]]:
     of one parameter come together.
     """
     optional = [a for a in row.arrays if a.optional and (a.role != "saved" or activation == "linear")]
+    optional = [a for a in optional if a.role != "work"]  # which only a Program may go without
     groups = [(a.name,) for a in optional if a.role != "state"]
     if states := tuple(a.name for a in optional if a.role == "state"):
         groups.append(states)

@@ -10,6 +10,7 @@ import inspect
 import itertools
 import pickle
 import re
+from functools import partial
 from types import ModuleType
 
 import numpy as np
@@ -22,6 +23,7 @@ from fastae.kernels.table import ACTIVATIONS, KERNELS, Array, Constant, Kernel
 
 ROWS = list(KERNELS.values())
 DIMS = {"n": 4, "k": 7, "m": 3, "p": 6, "r": 5}  # all different, so that a wrong one shows
+DIMS |= {"c": 6, "cg": 3, "o": 8, "og": 5, "ih": 9, "iw": 11, "kh": 2, "kw": 3, "vh": 4, "vw": 5}
 
 
 def make(make_case, row, dtype="float64", **options):
@@ -88,10 +90,11 @@ def test_gives_what_the_kernel_gives(make_case, same_bits, loaded, row, dtype):
 def optional_groups(row: Kernel) -> list[tuple[Array, ...]]:
     """Optional arrays that are left out together: the states of one parameter are."""
     states = tuple(a for a in row.arrays if a.optional and a.role == "state")
-    return [(a,) for a in row.arrays if a.optional and a.role != "state"] + ([states] if states else [])
+    single = [(a,) for a in row.arrays if a.optional and a.role not in ("state", "work")]
+    return single + ([states] if states else [])
 
 
-@pytest.mark.parametrize("row", [r for r in ROWS if any(a.optional for a in r.arrays)], ids=by_name)
+@pytest.mark.parametrize("row", [r for r in ROWS if optional_groups(r)], ids=by_name)
 def test_optional_arrays_may_be_none(make_case, same_bits, loaded, row, dtype):
     for absent in optional_groups(row):
         case = make(make_case, row, dtype, absent=[a.name for a in absent])
@@ -149,7 +152,7 @@ def test_signature_and_docstring(row):
     for a in row.given:
         assert (parameters[a.name].default is None) == a.optional
     for c in row.constants:
-        default = parameters[c.name].default
+        default = parameters[c.part_of or c.name].default
         assert default is inspect.Parameter.empty if c.default is None else default == c.default
     for d in row.free_dims:
         assert parameters[d].kind is inspect.Parameter.KEYWORD_ONLY
@@ -285,7 +288,101 @@ def test_refuses_what_contradicts_a_derived_dim(make_case, never, row):
             arrays = {name: guarded.array for name, guarded in case.allocate().items()}
             bad = np.zeros([n + (d == dim) for d, n in zip(a.dims, arrays[a.name].shape, strict=True)])
             call, changed = getattr(ops, row.name), passed(case, arrays, a, bad)
-            refused(call, case, arrays, never, naming=(a.name, f"{dim}={case.dims[dim]}"), **changed)
+            # Of two inputs that disagree, the first is believed.
+            others = [o for o in row.given if dim in o.dims and o is not a]
+            first = a in row.given and others and row.given.index(a) < row.given.index(others[0])
+            naming = (f"{dim}={case.dims[dim] + 1}",) if first else (a.name, f"{dim}={case.dims[dim]}")
+            refused(call, case, arrays, never, naming=naming, **changed)
+
+
+#: How to break what a row demands: constants, by the words of the demand.
+BROKEN = {
+    "o divisible by groups": {"groups": 3},
+    "c divisible by groups": {"groups": 4},
+    "output_padding_h < max(stride_h, dilation_h)": {"output_padding_h": 2},
+    "output_padding_w < max(stride_w, dilation_w)": {"output_padding_w": 2},
+    "padding_top and padding_bottom <= kernel_h / 2": {"padding_bottom": 2},
+    "padding_left and padding_right <= kernel_w / 2": {"padding_left": 2},
+}
+#: And those that constants do not break.
+BROKEN_BY_DIMS = {"n ih iw >= 2": {"n": 1, "ih": 1, "iw": 1}}
+
+
+@pytest.mark.parametrize(
+    ("row", "demand"),
+    [pytest.param(r, text, id=f"{r.name}-{text}") for r in ROWS for text, _ in r.demands],
+)
+def test_refuses_what_breaks_a_demand(make_case, never, row, demand):
+    case = make(make_case, row)
+    arrays = {name: guarded.array for name, guarded in case.allocate().items()}
+    changed = case.arguments(**BROKEN[demand]) if demand in BROKEN else {}
+    if not changed:
+        dims = case.dims | BROKEN_BY_DIMS[demand]
+        arrays |= {a.name: np.ones(row.shape(a, dims)) for a in row.arrays}
+    call = getattr(ops, row.name)
+    refused(call, case, arrays, never, naming=(re.escape(demand).removesuffix(r"\)"),), **changed)
+
+
+def grouped() -> list[object]:
+    """Constants that are given together, and how many they are."""
+    found = {
+        (row.name, c.part_of): pytest.param(
+            row,
+            c.part_of,
+            sum(o.part_of == c.part_of for o in row.constants),
+            id=f"{row.name}-{c.part_of}",
+        )
+        for row in ROWS
+        for c in row.constants
+        if c.part_of
+    }
+    return list(found.values())
+
+
+@pytest.mark.parametrize(("row", "name", "count"), grouped())
+def test_constants_given_together(make_case, never, row, name, count):
+    """One number for all, or as many as there are; of four sides also two; no other count, no other kind."""
+    case = make(make_case, row)
+    parts = [c.name for c in row.constants if c.part_of == name]
+
+    def seen(value) -> list[object]:
+        """What reaches a kernel."""
+        numbers = []
+
+        def kernel(*arguments):
+            places = [i for i, a in enumerate(row.arguments) if a.name in parts]
+            numbers.extend(arguments[i] for i in places)
+
+        arrays = {a: guarded.array for a, guarded in case.allocate(readonly=False).items()}
+        recording = backends.Backend("recording", ModuleType("recording"), {row.name: kernel})
+        getattr(ops, row.name)(**case.keywords(arrays) | {name: value}, backend=recording)
+        return numbers
+
+    values = tuple(case.constants[part] for part in parts)
+    assert seen(values) == seen(list(values)) == list(values)
+    arrays = {a: guarded.array for a, guarded in case.allocate().items()}
+    for wrong in ((1, 2, 3), (1,), (), (1,) * 5):
+        refused(getattr(ops, row.name), case, arrays, never, naming=(name,), **{name: wrong})
+    for wrong in ("12", 1.0, None, True):
+        refused(getattr(ops, row.name), case, arrays, never, naming=(parts[0],), **{name: wrong})
+        last = (*values[:-1], wrong)
+        refused(getattr(ops, row.name), case, arrays, never, naming=(parts[-1],), **{name: last})
+
+
+def test_one_number_and_two_for_four_sides():
+    x, w = np.arange(24.0).reshape(1, 1, 4, 6), np.ones((1, 1, 3, 3))
+    convolve = partial(ops.conv2d_forward, x, w, backend="numpy")
+    both = convolve(padding=(1, 2))
+    assert both.shape == (1, 1, 4, 8)
+    np.testing.assert_array_equal(both, convolve(padding=(1, 2, 1, 2)))
+    alike = convolve(stride=2, padding=1)
+    np.testing.assert_array_equal(alike, convolve(stride=(2, 2), padding=(1, 1, 1, 1)))
+    with pytest.raises(ValueError, match=r"^conv2d_forward: stride: expected one number or 2, given 3$"):
+        convolve(stride=(1, 2, 3))
+    with pytest.raises(
+        ValueError, match=r"^conv2d_forward: padding: expected one number or 2 or 4, given 3$"
+    ):
+        convolve(padding=(1, 2, 3))
 
 
 @pytest.mark.parametrize(("row", "a"), [p for p in arguments() if p.values[1].written])
@@ -417,6 +514,13 @@ def constants() -> list[object]:
     ]
 
 
+def changed(case, c: Constant, value: object) -> dict[str, object]:
+    """Keyword arguments with another value of a constant, or of a dim that is asked for like one."""
+    if c.part_of:
+        return {c.part_of: case.arguments(**{c.name: value})[c.part_of]}
+    return {c.name: value}
+
+
 def beyond(c: Constant) -> list[object]:
     """Values just outside what the constant may be; at the end of an open interval that is the end."""
     if c.kind == "activation":
@@ -444,7 +548,7 @@ def inside(c: Constant) -> list[object]:
 @pytest.mark.parametrize(("row", "c"), [p for p in constants() if p.values[1] in p.values[0].constants])
 def test_accepts_constants_to_the_end(make_case, row, c):
     for value in inside(c):
-        case = make(make_case, row, constants={} if row.derived else {c.name: value})
+        case = make(make_case, row, constants={} if row.derived or row.demands else {c.name: value})
         arrays = {name: guarded.array for name, guarded in case.allocate().items()}
         getattr(ops, row.name)(**case.keywords(arrays), backend="numpy")
 
@@ -466,6 +570,24 @@ REFUSED = {
     "decoupled": [2, -1],
     "stream": [-1],
     "stride": [0, -1],
+    "count_include_pad": [2, -1],
+    "groups": [0, -1, 1 << 31],
+}
+REFUSED |= {
+    f"{name}_{end}": [0, -1, 1 << 31]
+    for name in ("stride", "dilation", "kernel", "pool", "factor")
+    for end in ("h", "w")
+}
+REFUSED |= {
+    name: [-1, 1 << 31]
+    for name in (
+        "padding_top",
+        "padding_left",
+        "padding_bottom",
+        "padding_right",
+        "output_padding_h",
+        "output_padding_w",
+    )
 }
 
 
@@ -474,7 +596,7 @@ def test_refuses_what_makes_no_sense(make_case, never, row, c):
     for wrong in REFUSED[c.name]:
         case = make(make_case, row)
         arrays = {name: guarded.array for name, guarded in case.allocate().items()}
-        refused(getattr(ops, row.name), case, arrays, never, naming=(c.name,), **{c.name: wrong})
+        refused(getattr(ops, row.name), case, arrays, never, naming=(c.name,), **changed(case, c, wrong))
 
 
 def test_every_constant_has_something_it_may_not_be():
@@ -495,7 +617,7 @@ def test_refuses_constant(make_case, never, row, c):
     for wrong in WRONG[c.kind] + beyond(c):
         case = make(make_case, row)
         arrays = {name: guarded.array for name, guarded in case.allocate().items()}
-        refused(getattr(ops, row.name), case, arrays, never, naming=(c.name,), **{c.name: wrong})
+        refused(getattr(ops, row.name), case, arrays, never, naming=(c.name,), **changed(case, c, wrong))
 
 
 def test_unknown_activation_lists_the_known():
@@ -507,7 +629,7 @@ def test_unknown_activation_lists_the_known():
 def test_refuses_a_real_that_is_infinite_in_float32(make_case, never, row, c):
     case = make(make_case, row, "float32")
     arrays = {name: guarded.array for name, guarded in case.allocate().items()}
-    refused(getattr(ops, row.name), case, arrays, never, naming=(c.name,), **{c.name: 1e39})
+    refused(getattr(ops, row.name), case, arrays, never, naming=(c.name,), **changed(case, c, 1e39))
 
 
 def test_refuses_backend():

@@ -10,6 +10,7 @@ What is random, dropout and noise, is compared in test_kernels with its definiti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -20,7 +21,20 @@ import pytest
 
 from fastae import models
 from fastae.backend import NAMES
-from fastae.layers import Activation, BatchNorm, Dense, Parallel, Subsample
+from fastae.layers import (
+    Activation,
+    AvgPool2D,
+    BatchNorm,
+    Conv2D,
+    ConvTranspose2D,
+    Dense,
+    Flatten,
+    MaxPool2D,
+    Parallel,
+    Reshape,
+    Subsample,
+    Upsample2D,
+)
 from fastae.network import Network, Placed
 from fastae.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from fastae.trainer import Trainer
@@ -96,7 +110,7 @@ class Twin:
     """A Network as torch modules, made from its declaration."""
 
     def __init__(self, torch: Any, net: Network) -> None:
-        self.torch = torch
+        self.torch, self.input_shape = torch, net.input_shape
         self.tensors: dict[str, Any] = {}  # under fastae's names
         self.module = self.chain(net.placed_encoder + net.placed_decoder)
 
@@ -111,9 +125,29 @@ class Twin:
                 made.requires_grad_(layer.trainable)
                 names = {"weight": made.weight, "bias": made.bias}
             case BatchNorm():
-                made = nn.BatchNorm1d(placed.input_shape[0], layer.epsilon, layer.momentum, dtype=double)
+                of = nn.BatchNorm1d if len(placed.input_shape) == 1 else nn.BatchNorm2d
+                made = of(placed.input_shape[0], layer.epsilon, layer.momentum, dtype=double)
                 names = {"gamma": made.weight, "beta": made.bias}
                 names |= {"running_mean": made.running_mean, "running_var": made.running_var}
+            case Conv2D() | ConvTranspose2D():
+                options = {"stride": layer.stride, "dilation": layer.dilation, "groups": layer.groups}
+                of = nn.Conv2d if isinstance(layer, Conv2D) else nn.ConvTranspose2d
+                if of is nn.ConvTranspose2d:
+                    options["output_padding"] = layer.output_padding
+                # All of these have the same padding at opposite sides.
+                options |= {"padding": self.padding(placed), "bias": layer.use_bias, "dtype": double}
+                made = of(placed.input_shape[0], layer.filters, layer.kernel_size, **options)
+                made.requires_grad_(layer.trainable)
+                names = {"weight": made.weight, "bias": made.bias}
+            case MaxPool2D():
+                return nn.MaxPool2d(layer.kernel_size, layer.stride, self.padding(placed))
+            case AvgPool2D():
+                counted = {"count_include_pad": layer.count_include_pad}
+                return nn.AvgPool2d(layer.kernel_size, layer.stride, self.padding(placed), **counted)
+            case Upsample2D():
+                return nn.Upsample(scale_factor=tuple(map(float, layer.factor)), mode="nearest")
+            case Flatten() | Reshape():
+                return self.function(lambda x: x.reshape(len(x), *placed.output_shape))
             case Activation():
                 return self.activation(layer.activation)
             case Subsample():
@@ -125,6 +159,12 @@ class Twin:
                 raise NotImplementedError(type(layer).__name__)
         self.tensors |= {f"{placed.name}.{name}": t for name, t in names.items() if t is not None}
         return nn.Sequential(made, self.activation(layer.activation))
+
+    @staticmethod
+    def padding(placed: Placed) -> tuple[int, int]:
+        top, left, bottom, right = placed.layer.padding
+        assert (top, left) == (bottom, right)
+        return top, left
 
     def activation(self, name: str) -> Any:
         functions = self.torch.nn.functional
@@ -143,10 +183,15 @@ class Twin:
         assert weights.keys() == self.tensors.keys()
         with self.torch.no_grad():
             for name, values in weights.items():
-                self.tensors[name].copy_(self.torch.tensor(values.T))
+                self.tensors[name].copy_(self.torch.tensor(values.T if values.ndim == 2 else values))
 
     def weights(self) -> dict[str, np.ndarray]:
-        return {name: t.detach().numpy().T.copy() for name, t in self.tensors.items()}
+        arrays = {name: t.detach().numpy() for name, t in self.tensors.items()}
+        return {name: (a.T if a.ndim == 2 else a).copy() for name, a in arrays.items()}
+
+    def output(self, x: Any) -> Any:
+        """What the network makes of rows, as rows."""
+        return self.module(x.reshape(-1, *self.input_shape)).reshape(len(x), -1)
 
     def optimiser(self, of: Optimizer) -> Any:
         parameters = [p for p in self.module.parameters() if p.requires_grad]
@@ -203,7 +248,7 @@ class Twin:
         for start in range(0, len(x), batch_size):
             rows = slice(start, start + batch_size)
             optimiser.zero_grad()
-            value = self.loss(loss, self.module(x[rows]), t[rows], None if weight is None else weight[rows])
+            value = self.loss(loss, self.output(x[rows]), t[rows], None if weight is None else weight[rows])
             value.backward()
             if optimizer.clip_norm is not None:
                 self.clip(optimizer.clip_norm)
@@ -223,7 +268,7 @@ class Twin:
         self.module.eval()
         x = self.torch.tensor(data)
         with self.torch.no_grad():
-            return float(self.loss(loss, self.module(x), x, None))
+            return float(self.loss(loss, self.output(x), x, None))
 
 
 # Comparing ------------------------------------------------------------------------------------------------
@@ -241,7 +286,7 @@ def expected(torch: Any, net: Network, loss: str, optimizer: Optimizer, batch_si
     """What PyTorch makes of it: losses, final weights, and the loss of the first rows in evaluation."""
     twin = Twin(torch, net)
     twin.set_weights(net.initial_weights(3))
-    data = images(UPDATES * batch_size, net.input_shape[0])
+    data = images(UPDATES * batch_size, math.prod(net.input_shape))
     losses = twin.fit(data, loss=loss, optimizer=optimizer, batch_size=batch_size)
     return losses, twin.weights(), twin.evaluate(data[:batch_size], loss=loss)
 
@@ -251,7 +296,7 @@ def compare(torch: Any, net: Network, backend: str, loss: str, optimizer: Optimi
     arguments = {"loss": loss, "optimizer": optimizer, "batch_size": batch_size, "backend": backend}
     trainer = Trainer(net, **arguments, dtype="float64", seed=0)
     trainer.set_weights(net.initial_weights(3))
-    data = images(UPDATES * batch_size, net.input_shape[0])
+    data = images(UPDATES * batch_size, math.prod(net.input_shape))
     history = trainer.fit(data, epochs=1, sampling="sequential")
     assert len(history.batch_loss) == UPDATES
     np.testing.assert_allclose(history.batch_loss, losses, rtol=1e-9, atol=0)
@@ -311,6 +356,64 @@ def test_targets_and_weights_of_rows(torch, backend, loss):
     losses = twin.fit(data, target, weight, **arguments)
     history = trainer.fit(data, target, epochs=1, sampling="sequential", sample_weight=weight)
     np.testing.assert_allclose(history.batch_loss, losses, rtol=1e-9)
+
+
+# Networks of images ---------------------------------------------------------------------------------------
+
+
+def every_image_layer() -> Network:
+    """A network with every class of image layers, and most ways in which they meet."""
+    return Network(
+        [
+            Conv2D(4, 3, padding=1),
+            BatchNorm(activation="elu"),
+            Parallel(
+                [Conv2D(4, (3, 1), padding=(1, 0), groups=2, activation="tanh"), Activation("leaky_relu")],
+                [],
+            ),
+            Conv2D(6, 3, stride=2, padding=2, dilation=2, activation="softplus"),
+            MaxPool2D(3, 1, 1),  # its windows overlap
+            AvgPool2D(2, 1, 1, count_include_pad=False),
+            Flatten(),
+            Dense(9, "tanh"),
+        ],
+        [
+            Dense(32, "leaky_relu"),
+            Reshape((2, 4, 4)),
+            Conv2D(4, 2, activation="sigmoid", use_bias=False),
+            Activation("tanh"),  # after an activation: a layer of its own
+            Upsample2D((2, 1)),
+            AvgPool2D((3, 1), padding=(1, 0)),
+            Upsample2D(2),  # part of the convolution
+            Conv2D(3, 3, padding=(2, 1), activation="elu"),
+            MaxPool2D(2),  # part of the convolution, were it not for the upsampling
+            Conv2D(4, 2, padding=1, activation="tanh"),
+            MaxPool2D((1, 2)),  # part of it
+            ConvTranspose2D(4, 3, 2, 1, dilation=2, groups=2, output_padding=1, activation="leaky_relu"),
+            Upsample2D((1, 2)),  # part of the transposed convolution
+            ConvTranspose2D(2, (1, 3), padding=(0, 1), activation="elu"),
+            Conv2D(1, (3, 5), activation="linear"),
+            Activation("sigmoid"),
+        ],
+        (1, 8, 8),
+    )
+
+
+IMAGE_SYSTEMS = {
+    "upsample_conv": models.upsample_conv,
+    "strided_conv": models.strided_conv,
+    "generic_conv": models.generic_conv,
+    "every_image_layer": every_image_layer,
+}
+
+
+@on_fast_backends
+@pytest.mark.parametrize("system", IMAGE_SYSTEMS)
+def test_training_on_images(torch, backend, system):
+    """As published, in smaller batches."""
+    net = IMAGE_SYSTEMS[system]()
+    optimizer = net.recipe.optimizer if net.recipe else Adam(1e-3, weight_decay=1e-4)
+    compare(torch, net, backend, "mse", optimizer, 4)
 
 
 def test_scalar_too(torch):

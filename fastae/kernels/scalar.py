@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 
 from fastae.executor import PythonExecutor
+from fastae.kernels.scalar_images import *  # noqa: F403
+from fastae.kernels.scalar_maths import ACTIVATIONS, GRADIENTS, divide, log, log1p, root, sigmoid
 
 PADDED = False
 FUSED_UPDATE = False
@@ -25,117 +27,12 @@ def describe() -> dict[str, str]:
     return {"interpreter": f"{platform.python_implementation()} {platform.python_version()}"}
 
 
-# --- as IEEE 754 has them, where Python raises ---------------------------------------------------
-
-
-def _divide(a: float, b: float) -> float:
-    if b != 0.0:
-        return a / b
-    return math.copysign(math.inf, a) * math.copysign(1.0, b) if abs(a) > 0.0 else math.nan
-
-
-def _root(x: float) -> float:
-    return math.sqrt(x) if x >= 0.0 else math.nan
-
-
-def _log(x: float) -> float:
-    return math.log(x) if x > 0.0 else -math.inf if x == 0.0 else math.nan
-
-
-def _log1p(x: float) -> float:
-    return math.log1p(x) if x > -1.0 else -math.inf if x == -1.0 else math.nan
-
-
-def _expm1(x: float) -> float:
-    try:
-        return math.expm1(x)
-    except OverflowError:
-        return math.inf
-
-
-# --- activations: y = f(x), and dy f'(y) from the output y ---------------------------------------
-
-
-def _linear(x: float) -> float:
-    return x
-
-
-def _relu(x: float) -> float:
-    return 0.0 if x <= 0.0 else x  # written so that NaN stays NaN
-
-
-def _sigmoid(x: float) -> float:
-    e = math.exp(-abs(x))  # at most 1: cannot overflow
-    return e / (1.0 + e) if x < 0.0 else 1.0 / (1.0 + e)
-
-
-def _leaky_relu(x: float) -> float:
-    return x if x > 0.0 else 0.01 * x
-
-
-def _elu(x: float) -> float:
-    return x if x > 0.0 else math.expm1(x)  # precise near 0, where exp(x) - 1 is not
-
-
-def _softplus(x: float) -> float:
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))  # max keeps its first argument if that is NaN
-
-
-def _linear_gradient(dy: float, y: float) -> float:
-    return dy
-
-
-def _relu_gradient(dy: float, y: float) -> float:
-    return dy if y > 0.0 else 0.0  # a choice, not a product: an infinite dy does not pass either
-
-
-def _sigmoid_gradient(dy: float, y: float) -> float:
-    return dy * (y * (1.0 - y))
-
-
-def _tanh_gradient(dy: float, y: float) -> float:
-    return dy * (1.0 - y * y)
-
-
-def _leaky_relu_gradient(dy: float, y: float) -> float:
-    return dy if y > 0.0 else 0.01 * dy
-
-
-def _elu_gradient(dy: float, y: float) -> float:
-    return dy if y > 0.0 else dy * (y + 1.0)
-
-
-def _softplus_gradient(dy: float, y: float) -> float:
-    return dy * -_expm1(-y)
-
-
-# Indexed by Activation.code.
-_FORWARD: tuple[Callable[[float], float], ...] = (
-    _linear,
-    _relu,
-    _sigmoid,
-    math.tanh,
-    _leaky_relu,
-    _elu,
-    _softplus,
-)
-_GRADIENT: tuple[Callable[[float, float], float], ...] = (
-    _linear_gradient,
-    _relu_gradient,
-    _sigmoid_gradient,
-    _tanh_gradient,
-    _leaky_relu_gradient,
-    _elu_gradient,
-    _softplus_gradient,
-)
-
-
 # --- dense layers --------------------------------------------------------------------------------
 
 
 def dense_forward(x, w, b, activation: int, y) -> None:
     """y = f(x w + b)."""
-    f = _FORWARD[activation]
+    f = ACTIVATIONS[activation]
     n, k = x.shape
     m = w.shape[1]
     inputs = range(k)
@@ -158,7 +55,7 @@ def dense_backward(dy, x, w, y, activation: int, da, dx, dw, db) -> None:
 
 def dense_input_grad(da, w, x, activation: int, dx) -> None:
     """dx = (da w^T) f'(x)."""
-    gradient = _GRADIENT[activation]
+    gradient = GRADIENTS[activation]
     n, m = da.shape
     k = w.shape[0]
     saved = len(x) > 0
@@ -246,7 +143,7 @@ def dense_adam(
 
 def activation_forward(x, activation: int, y) -> None:
     """y = f(x)."""
-    f = _FORWARD[activation]
+    f = ACTIVATIONS[activation]
     n, m = x.shape
     for i in range(n):
         for j in range(m):
@@ -255,7 +152,7 @@ def activation_forward(x, activation: int, y) -> None:
 
 def activation_backward(dy, y, activation: int, dx) -> None:
     """dx = dy f'(y)."""
-    gradient = _GRADIENT[activation]
+    gradient = GRADIENTS[activation]
     n, m = dy.shape
     for i in range(n):
         for j in range(m):
@@ -303,7 +200,7 @@ def batchnorm_forward(
     inv_std,
 ) -> None:
     """y = f(gamma (x - mean) inv_std + beta), with the mean and the variance of each column."""
-    f = _FORWARD[activation]
+    f = ACTIVATIONS[activation]
     n, m = x.shape
     rows = range(n)
     for j in range(m):
@@ -315,7 +212,7 @@ def batchnorm_forward(
         for i in rows:
             deviation = x[i, j] - center
             squares += deviation * deviation
-        scale = _divide(1.0, _root(squares / n + epsilon))
+        scale = divide(1.0, root(squares / n + epsilon))
         for i in rows:
             y[i, j] = f(gamma[j] * (x[i, j] - center) * scale + beta[j])
         mean[j] = center
@@ -328,17 +225,17 @@ def batchnorm_inference(
     x, gamma, beta, running_mean, running_var, activation: int, epsilon: float, y
 ) -> None:
     """y = f(gamma (x - running_mean) / sqrt(running_var + epsilon) + beta)."""
-    f = _FORWARD[activation]
+    f = ACTIVATIONS[activation]
     n, m = x.shape
     for j in range(m):
-        scale = _divide(gamma[j], _root(running_var[j] + epsilon))
+        scale = divide(gamma[j], root(running_var[j] + epsilon))
         for i in range(n):
             y[i, j] = f(scale * (x[i, j] - running_mean[j]) + beta[j])
 
 
 def batchnorm_backward(dy, x, gamma, y, mean, inv_std, activation: int, dx, dgamma, dbeta) -> None:
     """dx = gamma inv_std (da - dbeta / n - h dgamma / n), da = dy f'(y), h = (x - mean) inv_std."""
-    gradient = _GRADIENT[activation]
+    gradient = GRADIENTS[activation]
     n, m = dy.shape
     rows = range(n)
     for j in range(m):
@@ -469,7 +366,7 @@ def _loss(
     da,
 ) -> None:
     """Loss of each row and da, divided by ``count``: ``of`` gives an element's loss and its slope."""
-    gradient = _GRADIENT[activation]
+    gradient = GRADIENTS[activation]
     n, m = y.shape
     for i in range(n):
         weight = sample_weight[i] if len(sample_weight) else 1.0
@@ -493,12 +390,12 @@ def _absolute(y: float, target: float) -> tuple[float, float]:
 
 def _cross_entropy(y: float, target: float) -> tuple[float, float]:
     # max keeps its first argument if that is NaN.
-    loss = -(target * max(_log(y), -100.0) + (1.0 - target) * max(_log1p(-y), -100.0))
+    loss = -(target * max(log(y), -100.0) + (1.0 - target) * max(log1p(-y), -100.0))
     return loss, (y - target) / max(y * (1.0 - y), 1e-12)
 
 
 def _cross_entropy_of_logit(z: float, target: float) -> tuple[float, float]:
-    return max(z, 0.0) - z * target + math.log1p(math.exp(-abs(z))), _sigmoid(z) - target
+    return max(z, 0.0) - z * target + math.log1p(math.exp(-abs(z))), sigmoid(z) - target
 
 
 def sse(y, target, sample_weight, activation: int, row_loss, da) -> None:
@@ -593,7 +490,7 @@ def _adam(
 ) -> Callable[[float, float, float, float], tuple[float, float, float]]:
     """Return what makes (w, exp_avg, exp_avg_sq) of one parameter from its g and what they were."""
     t = step[0] + 1
-    rate = _divide(learning_rate, 1.0 - beta1**t)
+    rate = divide(learning_rate, 1.0 - beta1**t)
     correction = 1.0 - beta2**t
 
     def update(g: float, w: float, exp_avg: float, exp_avg_sq: float) -> tuple[float, float, float]:
@@ -603,7 +500,7 @@ def _adam(
             g += weight_decay * w
         exp_avg = beta1 * exp_avg + (1.0 - beta1) * g
         exp_avg_sq = beta2 * exp_avg_sq + (1.0 - beta2) * g * g
-        w -= rate * _divide(exp_avg, _root(_divide(exp_avg_sq, correction)) + epsilon)
+        w -= rate * divide(exp_avg, root(divide(exp_avg_sq, correction)) + epsilon)
         return w, exp_avg, exp_avg_sq
 
     return update
@@ -636,7 +533,7 @@ def rmsprop(
         slope = g[i] + weight_decay * w[i]
         square = alpha * square_avg[i] + (1.0 - alpha) * slope * slope
         square_avg[i] = square
-        w[i] -= learning_rate * _divide(slope, _root(square) + epsilon)
+        w[i] -= learning_rate * divide(slope, root(square) + epsilon)
 
 
 def adagrad(g, learning_rate: float, epsilon: float, weight_decay: float, w, square_sum) -> None:
@@ -645,7 +542,7 @@ def adagrad(g, learning_rate: float, epsilon: float, weight_decay: float, w, squ
         slope = g[i] + weight_decay * w[i]
         square = square_sum[i] + slope * slope
         square_sum[i] = square
-        w[i] -= learning_rate * _divide(slope, _root(square) + epsilon)
+        w[i] -= learning_rate * divide(slope, root(square) + epsilon)
 
 
 def clip_by_norm(max_norm: float, g, norm) -> None:

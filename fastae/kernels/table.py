@@ -91,6 +91,7 @@ class Constant:
     above: float | None = None  # what it must be larger than
     maximum: float | None = None  # largest value allowed
     below: float | None = None  # what it must be smaller than
+    part_of: str = ""  # the argument of the checked call that gives it with others, as stride gives two
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ class Kernel:
     loss: bool = False  # gives a loss and its gradient
     exact: bool = True  # sums and products alone: exact on small integers
     at_least: Mapping[str, int] = field(default_factory=dict)  # dims the checked call wants larger than 1
+    #: What dims and constants must be to each other: in words, and whether they are.
+    demands: tuple[tuple[str, Callable[[SimpleNamespace], bool]], ...] = ()
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -136,6 +139,11 @@ class Kernel:
         return tuple(a for a in self.arrays if a.role == "out")
 
     @property
+    def workspace_dims(self) -> tuple[str, ...]:
+        """Dims of workspaces alone: what is larger than needed will do."""
+        return tuple(d for d in self.dims if not any(d in a.dims for a in self.arrays if a.role != "work"))
+
+    @property
     def free_dims(self) -> tuple[str, ...]:
         """Dims that no given array fixes and none derives: the checked call asks for them."""
         fixed = {d for a in self.given for d in a.dims if not a.optional}
@@ -144,6 +152,30 @@ class Kernel:
     def shape(self, array: Array, dims: Mapping[str, int]) -> tuple[int, ...]:
         """Shape of an array for given values of the dims."""
         return tuple(int(d) if d.isdigit() else dims[d] for d in array.dims)
+
+    def derive(self, known: Mapping[str, Any]) -> dict[str, int]:
+        """Return the derived dims for given values of the other dims and of the constants.
+
+        Raises
+        ------
+        ValueError
+            When the values break a demand of the row, or a dim would be less than 1.
+        """
+        space = SimpleNamespace(**known)
+        for text, holds in self.demands:
+            if not holds(space):
+                given = ", ".join(
+                    f"{name}={known[name]}" for name in known if re.search(rf"\b{name}\b", text)
+                )
+                raise ValueError(f"{self.name}: expected {text}, given {given}")
+        found: dict[str, int] = {}
+        for name, rule in self.derived.items():
+            found[name] = rule(space)
+            if found[name] < 1:
+                given = ", ".join(f"{n}={v}" for n, v in known.items())
+                raise ValueError(f"{self.name}: expected dims that make {name} >= 1, given {given}")
+            setattr(space, name, found[name])
+        return found
 
     def count_flops(self, dims: Mapping[str, int], constants: Mapping[str, object]) -> float:
         """Floating-point operations of one call; one of an activation counts as stated there."""
@@ -168,6 +200,9 @@ ACTIVATION = Constant("activation", "activation", "linear", doc="name of the act
 LEARNING_RATE = Constant("learning_rate", "real", None, doc="step size, > 0", above=0.0)
 WEIGHT_DECAY = Constant("weight_decay", "real", 0.0, 0.0, "L2 penalty added to the gradient, >= 0")
 EPSILON = Constant("epsilon", "real", 1e-5, 0.0, "added to the variance, >= 0")
+MOMENTUM = Constant(
+    "momentum", "real", 0.1, 0.0, "weight of the batch in the running statistics, in [0, 1]", maximum=1.0
+)
 RATE = Constant("rate", "real", None, 0.0, "probability of a zero, in [0, 1)", below=1.0)
 STREAM = Constant("stream", "int", 0, 0, "tells the places in a network that draw random numbers apart")
 STRIDE = Constant("stride", "int", None, 1, "distance between kept columns, >= 1")
@@ -538,14 +573,7 @@ _row(
     constants=(
         ACTIVATION,
         EPSILON,
-        Constant(
-            "momentum",
-            "real",
-            0.1,
-            0.0,
-            "weight of the batch in the running statistics, in [0, 1]",
-            maximum=1.0,
-        ),
+        MOMENTUM,
     ),
     state="running_mean[m] running_var[m]",
     out="y[n,m] mean[m] inv_std[m]",
@@ -599,6 +627,474 @@ _row(
     out="dx[n,m]",
     flops=lambda d: 4 * d.n * d.m,
     source=_BOOK,
+)
+# Images: [n, channels, height, width], NCHW. Each convolution has four rows: forward, the gradients of its
+# input and of its weight, and all in one. A derived dim follows from those before it and the constants.
+
+
+#: Of strides and the like: products of two of them and a size do not overflow.
+_FARTHEST = (1 << 31) - 1
+
+
+def _pair(name: str, default: int | None, minimum: int, doc: str) -> tuple[Constant, Constant]:
+    """Two constants, for height and width, that a checked call takes as one argument."""
+    h, w = (
+        Constant(f"{name}_{end}", "int", default, minimum, doc, part_of=name, maximum=_FARTHEST)
+        for end in ("h", "w")
+    )
+    return h, w
+
+
+_STRIDES = _pair("stride", 1, 1, "distance between windows, >= 1")
+_PADDING = tuple(
+    Constant(
+        f"padding_{side}",
+        "int",
+        0,
+        0,
+        "zeros around the image, >= 0",
+        part_of="padding",
+        maximum=_FARTHEST,
+    )
+    for side in ("top", "left", "bottom", "right")
+)
+_OUTPUT_PADDING = _pair("output_padding", 0, 0, "rows below and columns at the right that are added, >= 0")
+_DILATIONS = _pair("dilation", 1, 1, "distance between the elements of a kernel, >= 1")
+_GROUPS = Constant(
+    "groups", "int", 1, 1, "blocks of channels that do not see each other, >= 1", maximum=_FARTHEST
+)
+_CONV = (*_STRIDES, *_PADDING, *_DILATIONS, _GROUPS)
+_CONV_TRANSPOSE = (*_STRIDES, *_PADDING, *_OUTPUT_PADDING, *_DILATIONS, _GROUPS)
+_POOL = (
+    *_pair("kernel", None, 1, "size of a window, >= 1"),
+    *_pair("stride", None, 1, "distance between windows, >= 1"),
+    *_PADDING,
+)
+_FACTORS = _pair("factor", None, 1, "how often each row and column is repeated, >= 1")
+
+
+def _windows(size: int, before: int, after: int, extent: int, stride: int) -> int:
+    """Count the windows of an extent that fit into a padded size."""
+    return (size + before + after - extent) // stride + 1
+
+
+def _conv_height(d: SimpleNamespace) -> int:
+    return _windows(d.ih, d.padding_top, d.padding_bottom, d.dilation_h * (d.kh - 1) + 1, d.stride_h)
+
+
+def _conv_width(d: SimpleNamespace) -> int:
+    return _windows(d.iw, d.padding_left, d.padding_right, d.dilation_w * (d.kw - 1) + 1, d.stride_w)
+
+
+def _conv_transpose_height(d: SimpleNamespace) -> int:
+    spread = (d.ih - 1) * d.stride_h + d.dilation_h * (d.kh - 1) + 1
+    return spread - d.padding_top - d.padding_bottom + d.output_padding_h
+
+
+def _conv_transpose_width(d: SimpleNamespace) -> int:
+    spread = (d.iw - 1) * d.stride_w + d.dilation_w * (d.kw - 1) + 1
+    return spread - d.padding_left - d.padding_right + d.output_padding_w
+
+
+def _filled(n: int) -> int:
+    """Rows of a batch filled up to blocks of 16."""
+    return -(-n // 16) * 16
+
+
+def _conv_room(d: SimpleNamespace) -> int:
+    """Elements of a convolution's workspace: both images in blocks of rows, and every window as a column."""
+    return _filled(d.n) * (d.c * d.ih * d.iw + d.o * d.oh * d.ow) + d.n * d.c * d.kh * d.kw * d.oh * d.ow
+
+
+def _conv_transpose_room(d: SimpleNamespace) -> int:
+    return _filled(d.n) * (d.c * d.ih * d.iw + d.o * d.oh * d.ow) + d.n * d.o * d.kh * d.kw * d.ih * d.iw
+
+
+def _conv_flops(d: SimpleNamespace) -> float:
+    """Every element of the kernel with every window, in the padding too."""
+    return 2 * d.n * d.o * d.cg * d.kh * d.kw * d.oh * d.ow
+
+
+def _conv_transpose_flops(d: SimpleNamespace) -> float:
+    return 2 * d.n * d.c * d.og * d.kh * d.kw * d.ih * d.iw
+
+
+_CONV_DIMS = {"c": lambda d: d.cg * d.groups, "oh": _conv_height, "ow": _conv_width, "s": _conv_room}
+_CONV_TRANSPOSE_DIMS = {
+    "o": lambda d: d.og * d.groups,
+    "oh": _conv_transpose_height,
+    "ow": _conv_transpose_width,
+    "s": _conv_transpose_room,
+}
+_GROUPED_OUTPUTS = (("o divisible by groups", lambda d: d.o % d.groups == 0),)
+_GROUPED_INPUTS = (("c divisible by groups", lambda d: d.c % d.groups == 0),)
+_GROUPED = (*_GROUPED_OUTPUTS, *_GROUPED_INPUTS)
+_SMALL_OUTPUT_PADDING = (
+    (
+        "output_padding_h < max(stride_h, dilation_h)",
+        lambda d: d.output_padding_h < max(d.stride_h, d.dilation_h),
+    ),
+    (
+        "output_padding_w < max(stride_w, dilation_w)",
+        lambda d: d.output_padding_w < max(d.stride_w, d.dilation_w),
+    ),
+)
+_ARITHMETIC = (
+    "Dumoulin, Visin, A guide to convolution arithmetic for deep learning (2016), as PyTorch and ONNX"
+)
+_IN_GROUP = (
+    "i = p stride_h + u dilation_h - padding_top, j alike; x is 0 beyond its edges, c in the group of o"
+)
+_row(
+    "conv2d_forward",
+    "Convolution (cross-correlation) with its activation.",
+    f"y[n,o,p,q] = f(b[o] + sum_cuv x[n,c,i,j] w[o,c,u,v]); {_IN_GROUP}",
+    inputs="x[n,c,ih,iw] w[o,cg,kh,kw] b[o]?",
+    constants=(ACTIVATION, *_CONV),
+    work="room[s]?",
+    out="y[n,o,oh,ow]",
+    flops=lambda d: _conv_flops(d) + (1 + _act(d)) * d.n * d.o * d.oh * d.ow,
+    source=_ARITHMETIC,
+    derived=_CONV_DIMS,
+    demands=_GROUPED_OUTPUTS,
+    gradient="conv2d_backward",
+)
+_row(
+    "conv2d_backward",
+    "All gradients of a convolution.",
+    f"da = dy f'(y); dx[n,c,i,j] = sum_opquv da[n,o,p,q] w[o,c,u,v]; "
+    f"dw[o,c,u,v] = sum_npq da[n,o,p,q] x[n,c,i,j]; db[o] = sum_npq da[n,o,p,q]; {_IN_GROUP}",
+    inputs="dy[n,o,oh,ow] x[n,c,ih,iw] w[o,cg,kh,kw]",
+    saved="y[n,o,oh,ow]",
+    constants=(ACTIVATION, *_CONV),
+    work="room[s]? da[n,o,oh,ow]",
+    out="dx[n,c,ih,iw] dw[o,cg,kh,kw] db[o]",
+    flops=lambda d: 2 * _conv_flops(d) + (2 + _act(d)) * d.n * d.o * d.oh * d.ow,
+    source=_ARITHMETIC,
+    derived=_CONV_DIMS,
+    demands=_GROUPED_OUTPUTS,
+)
+_row(
+    "conv2d_input_grad",
+    "Gradient of a convolution's input, times the derivative of the activation that made it.",
+    f"dx[n,c,i,j] = f'(x[n,c,i,j]) sum_opquv da[n,o,p,q] w[o,c,u,v]; {_IN_GROUP}",
+    inputs="da[n,o,oh,ow] w[o,cg,kh,kw]",
+    saved="x[n,c,ih,iw]?",
+    constants=(ACTIVATION, *_CONV),
+    work="room[s]?",
+    out="dx[n,c,ih,iw]",
+    flops=lambda d: _conv_flops(d) + (d.activation != "linear") * 3 * d.n * d.c * d.ih * d.iw,
+    source=_ARITHMETIC,
+    derived=_CONV_DIMS,
+    demands=_GROUPED_OUTPUTS,
+)
+_row(
+    "conv2d_weight_grad",
+    "Gradients of a convolution's weight and bias.",
+    f"dw[o,c,u,v] = sum_npq da[n,o,p,q] x[n,c,i,j]; db[o] = sum_npq da[n,o,p,q]; {_IN_GROUP}",
+    inputs="x[n,c,ih,iw] da[n,o,oh,ow]",
+    constants=_CONV,
+    work="room[s]?",
+    out="dw[o,cg,kh,kw] db[o]?",
+    flops=lambda d: _conv_flops(d) + d.n * d.o * d.oh * d.ow,
+    source=_ARITHMETIC,
+    derived={"cg": lambda d: d.c // d.groups, "oh": _conv_height, "ow": _conv_width, "s": _conv_room},
+    demands=_GROUPED,
+)
+_SPREAD = "p = i stride_h + u dilation_h - padding_top, q alike; o in the group of c"
+_row(
+    "conv_transpose2d_forward",
+    "Transposed convolution with its activation.",
+    f"y[n,o,p,q] = f(b[o] + sum_cijuv x[n,c,i,j] w[c,o,u,v]); {_SPREAD}",
+    inputs="x[n,c,ih,iw] w[c,og,kh,kw] b[o]?",
+    constants=(ACTIVATION, *_CONV_TRANSPOSE),
+    work="room[s]?",
+    out="y[n,o,oh,ow]",
+    flops=lambda d: _conv_transpose_flops(d) + (1 + _act(d)) * d.n * d.o * d.oh * d.ow,
+    source=_ARITHMETIC,
+    derived=_CONV_TRANSPOSE_DIMS,
+    demands=(*_GROUPED_INPUTS, *_SMALL_OUTPUT_PADDING),
+    gradient="conv_transpose2d_backward",
+)
+_row(
+    "conv_transpose2d_backward",
+    "All gradients of a transposed convolution.",
+    f"da = dy f'(y); dx[n,c,i,j] = sum_ouv da[n,o,p,q] w[c,o,u,v]; "
+    f"dw[c,o,u,v] = sum_nij x[n,c,i,j] da[n,o,p,q]; db[o] = sum_npq da[n,o,p,q]; {_SPREAD}",
+    inputs="dy[n,o,oh,ow] x[n,c,ih,iw] w[c,og,kh,kw]",
+    saved="y[n,o,oh,ow]",
+    constants=(ACTIVATION, *_CONV_TRANSPOSE),
+    work="room[s]? da[n,o,oh,ow]",
+    out="dx[n,c,ih,iw] dw[c,og,kh,kw] db[o]",
+    flops=lambda d: 2 * _conv_transpose_flops(d) + (2 + _act(d)) * d.n * d.o * d.oh * d.ow,
+    source=_ARITHMETIC,
+    derived=_CONV_TRANSPOSE_DIMS,
+    demands=(*_GROUPED_INPUTS, *_SMALL_OUTPUT_PADDING),
+)
+_row(
+    "conv_transpose2d_input_grad",
+    "Gradient of a transposed convolution's input, times the derivative of the activation that made it.",
+    f"dx[n,c,i,j] = f'(x[n,c,i,j]) sum_ouv da[n,o,p,q] w[c,o,u,v]; {_SPREAD}",
+    inputs="da[n,o,oh,ow] w[c,og,kh,kw]",
+    saved="x[n,c,ih,iw]?",
+    constants=(ACTIVATION, *_CONV_TRANSPOSE),
+    work="room[s]?",
+    out="dx[n,c,ih,iw]",
+    flops=lambda d: _conv_transpose_flops(d) + (d.activation != "linear") * 3 * d.n * d.c * d.ih * d.iw,
+    source=_ARITHMETIC,
+    derived=_CONV_TRANSPOSE_DIMS,
+    demands=(*_GROUPED_INPUTS, *_SMALL_OUTPUT_PADDING),
+)
+_row(
+    "conv_transpose2d_weight_grad",
+    "Gradients of a transposed convolution's weight and bias.",
+    f"dw[c,o,u,v] = sum_nij x[n,c,i,j] da[n,o,p,q]; db[o] = sum_npq da[n,o,p,q]; {_SPREAD}",
+    inputs="x[n,c,ih,iw] da[n,o,oh,ow]",
+    constants=_CONV_TRANSPOSE,
+    work="room[s]?",
+    out="dw[c,og,kh,kw] db[o]?",
+    flops=lambda d: _conv_transpose_flops(d) + d.n * d.o * d.oh * d.ow,
+    source=_ARITHMETIC,
+    derived={
+        "og": lambda d: d.o // d.groups,
+        "oh": _conv_transpose_height,
+        "ow": _conv_transpose_width,
+        "s": _conv_transpose_room,
+    },
+    demands=(*_GROUPED, *_SMALL_OUTPUT_PADDING),
+)
+# A nearest upsampling and the convolution behind it are one transposed convolution whose stride is the
+# factor, with fewer products: its weight is that of the convolution, summed over what is repeated.
+_row(
+    "upsample_conv2d_weight",
+    "Weight of the transposed convolution that is an upsampling and then a convolution.",
+    "v[c,o,p,q] = sum_ab w[o,c,u,v], a < factor_h, b < factor_w, u = kh - 1 - (p - a), v = kw - 1 - (q - b)",
+    inputs="w[o,c,kh,kw]",
+    constants=_FACTORS,
+    out="v[c,o,vh,vw]",
+    flops=lambda d: d.o * d.c * d.kh * d.kw * d.factor_h * d.factor_w,
+    source="both are linear: the composition of their kernels",
+    derived={"vh": lambda d: d.kh + d.factor_h - 1, "vw": lambda d: d.kw + d.factor_w - 1},
+    gradient="upsample_conv2d_weight_grad",
+)
+_row(
+    "upsample_conv2d_weight_grad",
+    "Gradient of the convolution's weight from that of the transposed one's.",
+    "dw[o,c,u,v] = sum_ab dv[c,o,p,q], p = kh - 1 - u + a, q = kw - 1 - v + b",
+    inputs="dv[c,o,vh,vw]",
+    constants=_FACTORS,
+    out="dw[o,c,kh,kw]",
+    flops=lambda d: d.o * d.c * d.kh * d.kw * d.factor_h * d.factor_w,
+    source="both are linear: the composition of their kernels",
+    derived={"kh": lambda d: d.vh - d.factor_h + 1, "kw": lambda d: d.vw - d.factor_w + 1},
+)
+_row(
+    "upsample_conv_transpose2d_weight",
+    "Weight of the transposed convolution that is an upsampling and then one of stride 1.",
+    "v[c,o,p,q] = sum_ab w[c,o,p-a,q-b], a < factor_h, b < factor_w",
+    inputs="w[c,o,kh,kw]",
+    constants=_FACTORS,
+    out="v[c,o,vh,vw]",
+    flops=lambda d: d.o * d.c * d.kh * d.kw * d.factor_h * d.factor_w,
+    source="both are linear: the composition of their kernels",
+    derived={"vh": lambda d: d.kh + d.factor_h - 1, "vw": lambda d: d.kw + d.factor_w - 1},
+    gradient="upsample_conv_transpose2d_weight_grad",
+)
+_row(
+    "upsample_conv_transpose2d_weight_grad",
+    "Gradient of the transposed convolution's weight from that of the one it became part of.",
+    "dw[c,o,u,v] = sum_ab dv[c,o,u+a,v+b]",
+    inputs="dv[c,o,vh,vw]",
+    constants=_FACTORS,
+    out="dw[c,o,kh,kw]",
+    flops=lambda d: d.o * d.c * d.kh * d.kw * d.factor_h * d.factor_w,
+    source="both are linear: the composition of their kernels",
+    derived={"kh": lambda d: d.vh - d.factor_h + 1, "kw": lambda d: d.vw - d.factor_w + 1},
+)
+_POOL_DIMS = {
+    "oh": lambda d: _windows(d.ih, d.padding_top, d.padding_bottom, d.kernel_h, d.stride_h),
+    "ow": lambda d: _windows(d.iw, d.padding_left, d.padding_right, d.kernel_w, d.stride_w),
+}
+_POOL_DEMANDS = (  # else a window could lie in the padding alone
+    (
+        "padding_top and padding_bottom <= kernel_h / 2",
+        lambda d: 2 * max(d.padding_top, d.padding_bottom) <= d.kernel_h,
+    ),
+    (
+        "padding_left and padding_right <= kernel_w / 2",
+        lambda d: 2 * max(d.padding_left, d.padding_right) <= d.kernel_w,
+    ),
+)
+_AT = "i = p stride_h - padding_top + u, j = q stride_w - padding_left + v"
+_row(
+    "max_pool2d_forward",
+    "Largest number of each window, and where in the window it stands.",
+    f"y[n,c,p,q] = max_uv x[n,c,i,j], {_AT}; position = u kernel_w + v of the first; a NaN is the largest",
+    inputs="x[n,c,ih,iw]",
+    constants=_POOL,
+    out="y[n,c,oh,ow] position[n,c,oh,ow]?",
+    flops=lambda d: d.n * d.c * d.oh * d.ow * d.kernel_h * d.kernel_w,
+    source="PyTorch's MaxPool2d",
+    derived=_POOL_DIMS,
+    demands=_POOL_DEMANDS,
+    gradient="max_pool2d_backward",
+)
+_row(
+    "max_pool2d_backward",
+    "Gradient through a max-pooling, times the derivative of the activation that made its input.",
+    f"dx[n,c,i,j] = sum_pq dy[n,c,p,q] f'(y[n,c,p,q]) where position = u kernel_w + v; {_AT}",
+    inputs="dy[n,c,oh,ow] position[n,c,oh,ow]",
+    saved="y[n,c,oh,ow]?",
+    constants=(ACTIVATION, *_POOL),
+    out="dx[n,c,ih,iw]",
+    flops=lambda d: 4 * d.n * d.c * d.oh * d.ow,
+    source="PyTorch's MaxPool2d",
+    derived=_POOL_DIMS,
+    demands=_POOL_DEMANDS,
+)
+_row(
+    "conv2d_max_pool2d_forward",
+    "Convolution with its activation and a max-pooling of windows side by side, in one pass.",
+    "y, position = max_pool2d_forward(conv2d_forward(x, w, b)) with kernel and stride (pool_h, pool_w)",
+    inputs="x[n,c,ih,iw] w[o,cg,kh,kw] b[o]?",
+    constants=(ACTIVATION, *_CONV, *_pair("pool", None, 1, "size of a window of the pooling, >= 1")),
+    work="room[s]?",
+    out="y[n,o,oh,ow] position[n,o,oh,ow]?",
+    flops=lambda d: (
+        2 * d.n * d.o * d.cg * d.kh * d.kw * d.oh * d.ow * d.pool_h * d.pool_w
+        + (2 + _act(d)) * d.n * d.o * d.oh * d.ow * d.pool_h * d.pool_w
+    ),
+    source=_ARITHMETIC,
+    derived={
+        "c": lambda d: d.cg * d.groups,
+        "oh": lambda d: _conv_height(d) // d.pool_h,
+        "ow": lambda d: _conv_width(d) // d.pool_w,
+        "s": lambda d: (
+            _filled(d.n) * (d.c * d.ih * d.iw + 2 * d.o * d.oh * d.ow)
+            + d.n * (d.c * d.kh * d.kw + d.o) * _conv_height(d) * _conv_width(d)
+        ),
+    },
+    demands=_GROUPED_OUTPUTS,
+)
+_COUNT_PADDING = Constant(
+    "count_include_pad",
+    "int",
+    1,
+    0,
+    "1: a mean is over the whole window; 0: over what is no padding",
+    maximum=1,
+)
+_row(
+    "avg_pool2d_forward",
+    "Mean of each window.",
+    f"y[n,c,p,q] = sum_uv x[n,c,i,j] / count, {_AT}; count = kernel_h kernel_w, or those in the image",
+    inputs="x[n,c,ih,iw]",
+    constants=(*_POOL, _COUNT_PADDING),
+    out="y[n,c,oh,ow]",
+    flops=lambda d: d.n * d.c * d.oh * d.ow * (d.kernel_h * d.kernel_w + 1),
+    source="PyTorch's AvgPool2d",
+    derived=_POOL_DIMS,
+    demands=_POOL_DEMANDS,
+    gradient="avg_pool2d_backward",
+    exact=False,
+)
+_row(
+    "avg_pool2d_backward",
+    "Gradient through a mean-pooling, times the derivative of the activation that made its input.",
+    f"dx[n,c,i,j] = f'(x[n,c,i,j]) sum_pq dy[n,c,p,q] / count; {_AT}",
+    inputs="dy[n,c,oh,ow]",
+    saved="x[n,c,ih,iw]?",
+    constants=(ACTIVATION, *_POOL, _COUNT_PADDING),
+    out="dx[n,c,ih,iw]",
+    flops=lambda d: d.n * d.c * d.oh * d.ow * (d.kernel_h * d.kernel_w + 1),
+    source="PyTorch's AvgPool2d",
+    derived=_POOL_DIMS,
+    demands=_POOL_DEMANDS,
+    exact=False,
+)
+_row(
+    "upsample2d_forward",
+    "Nearest upsampling: every row and every column several times.",
+    "y[n,c,p,q] = x[n, c, p // factor_h, q // factor_w]",
+    inputs="x[n,c,ih,iw]",
+    constants=_FACTORS,
+    out="y[n,c,oh,ow]",
+    flops=lambda d: 0,
+    source="PyTorch's Upsample with mode='nearest'",
+    derived={"oh": lambda d: d.ih * d.factor_h, "ow": lambda d: d.iw * d.factor_w},
+    gradient="upsample2d_backward",
+)
+_row(
+    "upsample2d_backward",
+    "Gradient through a nearest upsampling, times the derivative of the activation that made its input.",
+    "dx[n,c,i,j] = f'(x[n,c,i,j]) sum_ab dy[n, c, i factor_h + a, j factor_w + b]",
+    inputs="dy[n,c,oh,ow]",
+    saved="x[n,c,ih,iw]?",
+    constants=(ACTIVATION, *_FACTORS),
+    out="dx[n,c,ih,iw]",
+    flops=lambda d: d.n * d.c * d.oh * d.ow,
+    source="PyTorch's Upsample with mode='nearest'",
+    derived={"oh": lambda d: d.ih * d.factor_h, "ow": lambda d: d.iw * d.factor_w},
+)
+_SEVERAL = (("n ih iw >= 2", lambda d: d.n * d.ih * d.iw >= 2),)
+_row(
+    "batchnorm2d_forward",
+    "Batch normalisation of images, each channel with its statistics in the batch, and its activation.",
+    "as batchnorm_forward, the means over n, ih and iw, and n ih iw in place of n",
+    inputs="x[n,c,ih,iw] gamma[c] beta[c]",
+    constants=(ACTIVATION, EPSILON, MOMENTUM),
+    state="running_mean[c] running_var[c]",
+    out="y[n,c,ih,iw] mean[c] inv_std[c]",
+    flops=lambda d: (7 + _act(d)) * d.n * d.c * d.ih * d.iw,
+    source="Ioffe, Szegedy, Batch normalization (2015), with the conventions of PyTorch's BatchNorm2d",
+    gradient="batchnorm2d_backward",
+    exact=False,
+    demands=_SEVERAL,
+)
+_row(
+    "batchnorm2d_inference",
+    "Batch normalisation of images with the running statistics, and its activation.",
+    "y = f(gamma (x - running_mean) / sqrt(running_var + epsilon) + beta), each of its channel",
+    inputs="x[n,c,ih,iw] gamma[c] beta[c] running_mean[c] running_var[c]",
+    constants=(ACTIVATION, EPSILON),
+    out="y[n,c,ih,iw]",
+    flops=lambda d: (3 + _act(d)) * d.n * d.c * d.ih * d.iw,
+    source="Ioffe, Szegedy, Batch normalization (2015)",
+    exact=False,
+)
+_row(
+    "batchnorm2d_backward",
+    "All gradients of batch normalisation of images, through its activation.",
+    "as batchnorm_backward, the sums over n, ih and iw, and n ih iw in place of n",
+    inputs="dy[n,c,ih,iw] x[n,c,ih,iw] gamma[c]",
+    saved="y[n,c,ih,iw] mean[c] inv_std[c]",
+    constants=(ACTIVATION,),
+    out="dx[n,c,ih,iw] dgamma[c] dbeta[c]",
+    flops=lambda d: 13 * d.n * d.c * d.ih * d.iw,
+    source="Ioffe, Szegedy, Batch normalization (2015)",
+    exact=False,
+)
+_row(
+    "images_from_rows",
+    "Rows of numbers as images; in a Program, in the layout a backend keeps images in.",
+    "y[n,c,i,j] = x[n, (c ih + i) iw + j]",
+    inputs="x[n,m]",
+    out="y[n,c,ih,iw]",
+    flops=lambda d: 0,
+    source="NCHW, as PyTorch and ONNX have it",
+    derived={"m": lambda d: d.c * d.ih * d.iw},
+    gradient="rows_from_images",
+)
+_row(
+    "rows_from_images",
+    "Images as rows of numbers; in a Program, from the layout a backend keeps images in.",
+    "y[n, (c ih + i) iw + j] = x[n,c,i,j]",
+    inputs="x[n,c,ih,iw]",
+    out="y[n,m]",
+    flops=lambda d: 0,
+    source="NCHW, as PyTorch and ONNX have it",
+    derived={"m": lambda d: d.c * d.ih * d.iw},
+    gradient="images_from_rows",
 )
 # Random numbers come from a counter, so that every backend, any number of threads and a resumed training
 # draw the same. counter = (step, seed). mix64 is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), mix32

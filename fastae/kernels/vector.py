@@ -11,25 +11,28 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from fastae.executor import PythonExecutor
+from fastae.kernels.vector_images import *  # noqa: F403
+from fastae.kernels.vector_maths import (
+    BITS,
+    LARGE,
+    ONE,
+    SCRATCH,
+    WEYL,
+    ZERO,
+    activate,
+    differentiate,
+    sigmoid_from,
+)
 
 PADDED = False
 FUSED_UPDATE = False
 
 _CHUNK = 1 << 15  # elements of a long vector worked on at a time, so that all it takes part in stays in cache
-
-# By dtype.char, because a Python number costs a conversion in every call of a ufunc.
-_ZERO = {c: np.zeros((), c) for c in "fd"}
-_ONE = {c: np.ones((), c) for c in "fd"}
-_SLOPE = {c: np.full((), 0.01, c) for c in "fd"}  # of leaky_relu below 0
-_LARGE = {"f": np.full((), 2.0**127, "f"), "d": np.full((), 2.0**1023)}
-_BITS: dict[str, np.dtype[Any]] = {"f": np.dtype(np.int32), "d": np.dtype(np.int64)}
 
 
 def prepare(array: np.ndarray) -> np.ndarray:
@@ -43,150 +46,6 @@ def describe() -> dict[str, str]:
     return {"numpy": np.__version__, "blas": f"{blas.get('name', '?')} {blas.get('version', '?')}"}
 
 
-class _Rooms(threading.local):
-    """Scratch memory of this thread: a buffer for each type, grown when a larger one is asked for."""
-
-    def __init__(self) -> None:
-        self._rooms: dict[str, np.ndarray] = {}
-        self._views: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
-        self._steps = np.empty(0, np.uint32)
-
-    def take(self, char: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return room for an array; the next of the same type gets the same room."""
-        try:
-            return self._views[char, shape]
-        except KeyError:
-            pass
-        size = math.prod(shape)
-        if char not in self._rooms or self._rooms[char].size < size or len(self._views) >= 64:
-            self._views.clear()
-            self._rooms[char] = np.empty(size, char)
-        view = self._views[char, shape] = self._rooms[char][:size].reshape(shape)
-        return view
-
-    def steps(self, count: int) -> np.ndarray:
-        """Return e 0x9E3779B9 modulo 2^32 for e = 0, ..., count - 1; not to be written to."""
-        if self._steps.size < count:
-            self._steps = np.arange(count, dtype=np.uint32)
-            np.multiply(self._steps, np.uint32(_WEYL), self._steps)
-        return self._steps[:count]
-
-
-_SCRATCH = _Rooms()
-
-
-# --- activations: f(x) -> y, where x may be y ----------------------------------------------------
-
-
-def _relu(x: np.ndarray, y: np.ndarray) -> None:
-    np.maximum(x, _ZERO[x.dtype.char], out=y)  # NaN stays NaN
-
-
-def _sigmoid(x: np.ndarray, y: np.ndarray) -> None:
-    e = _SCRATCH.take(x.dtype.char, x.shape)
-    np.absolute(x, e)
-    np.negative(e, e)
-    np.exp(e, e)  # at most 1: cannot overflow
-    _sigmoid_from(x, e, y)
-
-
-def _sigmoid_from(x: np.ndarray, e: np.ndarray, y: np.ndarray) -> None:
-    """Sigmoid of x from e = exp(-|x|), which is overwritten."""
-    positive = _SCRATCH.take("?", x.shape)
-    np.greater_equal(x, _ZERO[x.dtype.char], positive)
-    np.copyto(y, positive)
-    np.maximum(y, e, out=y)  # the numerator: 1 where x >= 0, else e
-    np.add(e, _ONE[x.dtype.char], e)
-    np.divide(y, e, y)
-
-
-def _tanh(x: np.ndarray, y: np.ndarray) -> None:
-    np.tanh(x, y)
-
-
-def _leaky_relu(x: np.ndarray, y: np.ndarray) -> None:
-    lower = _SCRATCH.take(x.dtype.char, x.shape)
-    np.multiply(x, _SLOPE[x.dtype.char], lower)
-    np.maximum(x, lower, out=y)
-
-
-def _elu(x: np.ndarray, y: np.ndarray) -> None:
-    lower = _SCRATCH.take(x.dtype.char, x.shape)
-    np.minimum(x, _ZERO[x.dtype.char], out=lower)
-    np.expm1(lower, lower)  # precise near 0, where exp(x) - 1 is not
-    np.maximum(x, lower, out=y)  # exp(x) - 1 >= x
-
-
-def _softplus(x: np.ndarray, y: np.ndarray) -> None:
-    e = _SCRATCH.take(x.dtype.char, x.shape)
-    np.absolute(x, e)
-    np.negative(e, e)
-    np.exp(e, e)
-    np.log1p(e, e)
-    np.maximum(x, _ZERO[x.dtype.char], out=y)
-    np.add(y, e, y)
-
-
-def _activate(x: np.ndarray, activation: int, y: np.ndarray) -> None:
-    if activation == 1:
-        _relu(x, y)
-    elif activation == 2:
-        _sigmoid(x, y)
-    elif activation == 3:
-        _tanh(x, y)
-    elif activation == 4:
-        _leaky_relu(x, y)
-    elif activation == 5:
-        _elu(x, y)
-    elif activation == 6:
-        _softplus(x, y)
-    elif x is not y:
-        np.copyto(y, x)
-
-
-def _differentiate(dy: np.ndarray, y: np.ndarray, activation: int, dx: np.ndarray) -> None:
-    """dy f'(y) -> dx, where dy may be dx."""
-    if activation == 1:
-        # The bits of dy times 0 or 1: a choice rather than a product, so that an infinite dy does not
-        # pass where y is 0. Comparing into bytes and widening them is faster than comparing into words.
-        bits = _BITS[y.dtype.char]
-        positive = _SCRATCH.take("?", y.shape)
-        chosen = _SCRATCH.take(bits.char, y.shape)
-        np.greater(y, _ZERO[y.dtype.char], positive)
-        np.copyto(chosen, positive)
-        np.multiply(dy.view(bits), chosen, dx.view(bits))
-    elif activation == 2:
-        slope = _SCRATCH.take(y.dtype.char, y.shape)
-        np.subtract(_ONE[y.dtype.char], y, slope)
-        np.multiply(slope, y, slope)
-        np.multiply(dy, slope, dx)
-    elif activation == 3:
-        slope = _SCRATCH.take(y.dtype.char, y.shape)
-        np.multiply(y, y, slope)
-        np.subtract(_ONE[y.dtype.char], slope, slope)
-        np.multiply(dy, slope, dx)
-    elif activation == 4:
-        positive = _SCRATCH.take("?", y.shape)
-        slope = _SCRATCH.take(y.dtype.char, y.shape)
-        np.greater(y, _ZERO[y.dtype.char], positive)
-        np.copyto(slope, positive)
-        np.maximum(slope, _SLOPE[y.dtype.char], out=slope)
-        np.multiply(dy, slope, dx)
-    elif activation == 5:
-        slope = _SCRATCH.take(y.dtype.char, y.shape)
-        np.minimum(y, _ZERO[y.dtype.char], out=slope)
-        np.add(slope, _ONE[y.dtype.char], slope)
-        np.multiply(dy, slope, dx)
-    elif activation == 6:
-        slope = _SCRATCH.take(y.dtype.char, y.shape)
-        np.negative(y, slope)
-        np.expm1(slope, slope)
-        np.negative(slope, slope)
-        np.multiply(dy, slope, dx)
-    elif dy is not dx:
-        np.copyto(dx, dy)
-
-
 # --- dense layers --------------------------------------------------------------------------------
 
 
@@ -196,12 +55,12 @@ def dense_forward(x, w, b, activation: int, y) -> None:
     if b.size:
         np.add(y, b, y)
     if activation:
-        _activate(y, activation, y)
+        activate(y, activation, y)
 
 
 def dense_backward(dy, x, w, y, activation: int, da, dx, dw, db) -> None:
     """da = dy f'(y); dx = da w^T; dw = x^T da; db = sum_n da."""
-    _differentiate(dy, y, activation, da)
+    differentiate(dy, y, activation, da)
     da.dot(w.T, dx)
     x.T.dot(da, dw)
     np.add.reduce(da, 0, out=db)
@@ -211,7 +70,7 @@ def dense_input_grad(da, w, x, activation: int, dx) -> None:
     """dx = (da w^T) f'(x)."""
     da.dot(w.T, dx)
     if activation and x.size:
-        _differentiate(dx, x, activation, dx)
+        differentiate(dx, x, activation, dx)
 
 
 def dense_weight_grad(x, da, dw, db) -> None:
@@ -264,12 +123,12 @@ def dense_adam(
 
 def activation_forward(x, activation: int, y) -> None:
     """y = f(x)."""
-    _activate(x, activation, y)
+    activate(x, activation, y)
 
 
 def activation_backward(dy, y, activation: int, dx) -> None:
     """dx = dy f'(y)."""
-    _differentiate(dy, y, activation, dx)
+    differentiate(dy, y, activation, dx)
 
 
 def subsample_forward(x, stride: int, y) -> None:
@@ -306,7 +165,7 @@ def batchnorm_forward(
 ) -> None:
     """y = f(gamma (x - mean) inv_std + beta), with the mean and the variance of each column."""
     n = len(x)
-    room = _SCRATCH.take(x.dtype.char, x.shape)
+    room = SCRATCH.take(x.dtype.char, x.shape)
     row = room[0]
     np.add.reduce(x, 0, out=mean)
     np.divide(mean, n, mean)
@@ -331,19 +190,19 @@ def batchnorm_forward(
     np.divide(inv_std, n, inv_std)
     np.add(inv_std, epsilon, inv_std)
     np.sqrt(inv_std, inv_std)
-    np.divide(_ONE[x.dtype.char], inv_std, inv_std)
+    np.divide(ONE[x.dtype.char], inv_std, inv_std)
     np.multiply(gamma, inv_std, row)
     np.multiply(y, row, y)
     np.add(y, beta, y)
     if activation:
-        _activate(y, activation, y)
+        activate(y, activation, y)
 
 
 def batchnorm_inference(
     x, gamma, beta, running_mean, running_var, activation: int, epsilon: float, y
 ) -> None:
     """y = f(gamma (x - running_mean) / sqrt(running_var + epsilon) + beta)."""
-    scale = _SCRATCH.take(x.dtype.char, gamma.shape)
+    scale = SCRATCH.take(x.dtype.char, gamma.shape)
     np.add(running_var, epsilon, scale)
     np.sqrt(scale, scale)
     np.divide(gamma, scale, scale)
@@ -351,7 +210,7 @@ def batchnorm_inference(
     np.multiply(y, scale, y)
     np.add(y, beta, y)
     if activation:
-        _activate(y, activation, y)
+        activate(y, activation, y)
 
 
 def batchnorm_backward(dy, x, gamma, y, mean, inv_std, activation: int, dx, dgamma, dbeta) -> None:
@@ -359,9 +218,9 @@ def batchnorm_backward(dy, x, gamma, y, mean, inv_std, activation: int, dx, dgam
     n = len(x)
     da = dy
     if activation:
-        _differentiate(dy, y, activation, dx)
+        differentiate(dy, y, activation, dx)
         da = dx
-    h, products = _SCRATCH.take(x.dtype.char, (2, *x.shape))
+    h, products = SCRATCH.take(x.dtype.char, (2, *x.shape))
     row = products[0]
     np.add.reduce(da, 0, out=dbeta)
     np.subtract(x, mean, h)
@@ -382,7 +241,7 @@ def batchnorm_backward(dy, x, gamma, y, mean, inv_std, activation: int, dx, dgam
 
 def softmax_forward(x, y) -> None:
     """y = exp(x - max_m x) / sum_m exp(x - max_m x)."""
-    column = _SCRATCH.take(x.dtype.char, (len(x), 1))
+    column = SCRATCH.take(x.dtype.char, (len(x), 1))
     np.maximum.reduce(x, 1, out=column, keepdims=True)
     np.subtract(x, column, y)
     np.exp(y, y)  # at most 1: cannot overflow
@@ -392,7 +251,7 @@ def softmax_forward(x, y) -> None:
 
 def softmax_backward(dy, y, dx) -> None:
     """dx = y (dy - sum_m dy y)."""
-    column = _SCRATCH.take(y.dtype.char, (len(y), 1))
+    column = SCRATCH.take(y.dtype.char, (len(y), 1))
     np.matmul(dy[:, None, :], y[:, :, None], column[:, :, None])
     np.subtract(dy, column, dx)
     np.multiply(dx, y, dx)
@@ -400,7 +259,6 @@ def softmax_backward(dy, y, dx) -> None:
 
 # --- random numbers from a counter: table.py says which ------------------------------------------
 
-_WEYL = 0x9E3779B9
 _WORD32 = 0xFFFFFFFF
 _WORD64 = 0xFFFFFFFFFFFFFFFF
 _FACTOR1 = np.full((), 0x7FEB352D, np.uint32)
@@ -429,10 +287,10 @@ def _bits(first: int, every: int, key: tuple[int, np.uint32], room: np.ndarray) 
     h, shifted = room
     low, high = key
     if every == 1:
-        np.add(_SCRATCH.steps(h.size), np.uint32((low + first * _WEYL) & _WORD32), h)
+        np.add(SCRATCH.steps(h.size), np.uint32((low + first * WEYL) & _WORD32), h)
     else:
-        np.multiply(_SCRATCH.steps(h.size), np.uint32(every), h)
-        np.add(h, np.uint32((low + first * _WEYL) & _WORD32), h)
+        np.multiply(SCRATCH.steps(h.size), np.uint32(every), h)
+        np.add(h, np.uint32((low + first * WEYL) & _WORD32), h)
     np.bitwise_xor(h, high, h)
     np.right_shift(h, _SHIFTS[16], shifted)
     np.bitwise_xor(h, shifted, h)
@@ -453,13 +311,13 @@ def _zero_some(x: np.ndarray, counter, rate: float, stream: int, scale: float, y
         return
     least = np.uint32(threshold)
     key = _key(counter, stream)
-    words = _BITS[x.dtype.char]
+    words = BITS[x.dtype.char]
     source, result = x.reshape(-1), y.reshape(-1)
     for start in range(0, source.size, _CHUNK):
         taken, given = source[start : start + _CHUNK], result[start : start + _CHUNK]
-        h = _bits(start, 1, key, _SCRATCH.take("I", (2, given.size)))
-        kept = _SCRATCH.take("?", given.shape)
-        chosen = _SCRATCH.take(words.char, given.shape)
+        h = _bits(start, 1, key, SCRATCH.take("I", (2, given.size)))
+        kept = SCRATCH.take("?", given.shape)
+        chosen = SCRATCH.take(words.char, given.shape)
         np.greater_equal(h, least, kept)
         np.copyto(chosen, kept)
         if scale != 1.0:
@@ -490,12 +348,12 @@ def gaussian_noise(x, counter, stddev: float, stream: int, y) -> None:
     source, result = x.reshape(-1), y.reshape(-1)
     for start in range(0, source.size, _CHUNK):
         taken, given = source[start : start + _CHUNK], result[start : start + _CHUNK]
-        room = _SCRATCH.take("I", (2, given.size))
-        radius, cosine = _SCRATCH.take(x.dtype.char, (2, given.size))
+        room = SCRATCH.take("I", (2, given.size))
+        radius, cosine = SCRATCH.take(x.dtype.char, (2, given.size))
         h = _bits(2 * start, 2, key, room)
         np.right_shift(h, _SHIFTS[8], h)
         np.copyto(radius, h.view(np.int32))  # below 2^24, and signed words are faster to convert
-        np.add(radius, _ONE[x.dtype.char], radius)
+        np.add(radius, ONE[x.dtype.char], radius)
         np.multiply(radius, 2.0**-24, radius)
         np.log(radius, radius)
         np.multiply(radius, -2.0, radius)
@@ -523,7 +381,7 @@ def _finish(y, sample_weight, activation: int, row_loss, da) -> None:
         np.multiply(row_loss, sample_weight, row_loss)
         np.multiply(da, sample_weight[:, None], da)
     if activation:
-        _differentiate(da, y, activation, da)
+        differentiate(da, y, activation, da)
 
 
 def _squares(y: np.ndarray, target: np.ndarray, row_loss: np.ndarray, error: np.ndarray) -> None:
@@ -551,13 +409,13 @@ def mse(y, target, sample_weight, activation: int, row_loss, da) -> None:
 def mae(y, target, sample_weight, activation: int, row_loss, da) -> None:
     """row_loss = sum_m |y - target| / (n m); da = sign(y - target) / (n m) f'(y)."""
     np.subtract(y, target, da)
-    distance = _SCRATCH.take(y.dtype.char, y.shape)
+    distance = SCRATCH.take(y.dtype.char, y.shape)
     np.absolute(da, distance)
     np.add.reduce(distance, 1, out=row_loss)
     np.divide(row_loss, y.size, row_loss)
     # The sign, faster than np.sign: what is not 0 is made large, twice for the subnormal, and clipped.
-    np.multiply(da, _LARGE[y.dtype.char], da)
-    np.multiply(da, _LARGE[y.dtype.char], da)
+    np.multiply(da, LARGE[y.dtype.char], da)
+    np.multiply(da, LARGE[y.dtype.char], da)
     np.minimum(da, 1.0 / y.size, out=da)
     np.maximum(da, -1.0 / y.size, out=da)
     _finish(y, sample_weight, activation, row_loss, da)
@@ -565,7 +423,7 @@ def mae(y, target, sample_weight, activation: int, row_loss, da) -> None:
 
 def huber(y, target, sample_weight, activation: int, delta: float, row_loss, da) -> None:
     """row_loss = sum_m c (e - c / 2) / (n m), e = y - target, c = clip(e, -delta, delta)."""
-    half = _SCRATCH.take(y.dtype.char, y.shape)  # of c
+    half = SCRATCH.take(y.dtype.char, y.shape)  # of c
     np.subtract(y, target, da)
     np.minimum(da, delta, out=half)
     np.maximum(half, -delta, out=half)
@@ -579,8 +437,8 @@ def huber(y, target, sample_weight, activation: int, delta: float, row_loss, da)
 
 def bce(y, target, sample_weight, activation: int, row_loss, da) -> None:
     """row_loss = sum_m -(target log y + (1 - target) log(1 - y)) / (n m), each log at least -100."""
-    one = _ONE[y.dtype.char]
-    room = _SCRATCH.take(y.dtype.char, y.shape)
+    one = ONE[y.dtype.char]
+    room = SCRATCH.take(y.dtype.char, y.shape)
     np.negative(y, da)
     np.log1p(da, da)
     np.maximum(da, -100.0, out=da)
@@ -603,8 +461,8 @@ def bce(y, target, sample_weight, activation: int, row_loss, da) -> None:
 
 def bce_with_logits(logits, target, sample_weight, row_loss, da) -> None:
     """row_loss = sum_m (max(z, 0) - z target + log1p(exp(-|z|))) / (n m), z = logits."""
-    e, room = _SCRATCH.take(logits.dtype.char, (2, *logits.shape))
-    np.maximum(logits, _ZERO[logits.dtype.char], out=da)
+    e, room = SCRATCH.take(logits.dtype.char, (2, *logits.shape))
+    np.maximum(logits, ZERO[logits.dtype.char], out=da)
     np.multiply(logits, target, room)
     np.subtract(da, room, da)
     np.absolute(logits, e)
@@ -614,7 +472,7 @@ def bce_with_logits(logits, target, sample_weight, row_loss, da) -> None:
     np.add(da, room, da)
     np.add.reduce(da, 1, out=row_loss)
     np.divide(row_loss, logits.size, row_loss)
-    _sigmoid_from(logits, e, da)
+    sigmoid_from(logits, e, da)
     np.subtract(da, target, da)
     np.multiply(da, 1.0 / logits.size, da)
     _finish(logits, sample_weight, 0, row_loss, da)
@@ -627,7 +485,7 @@ def total(row_loss, loss) -> None:
 
 def row_mse(y, target, error) -> None:
     """error = sum_m (y - target)^2 / m."""
-    _squares(y, target, error, _SCRATCH.take(y.dtype.char, y.shape))
+    _squares(y, target, error, SCRATCH.take(y.dtype.char, y.shape))
     np.divide(error, y.shape[1], error)
 
 
@@ -639,7 +497,7 @@ def _by_chunks(
 ) -> None:
     """update(scratch, *vectors, *constants), a chunk of the vectors at a time, with rows of scratch."""
     size = vectors[0].size
-    scratch = _SCRATCH.take(vectors[0].dtype.char, (rooms, min(size, _CHUNK)))
+    scratch = SCRATCH.take(vectors[0].dtype.char, (rooms, min(size, _CHUNK)))
     if size <= _CHUNK:
         update(scratch, *vectors, *constants)
         return
@@ -798,7 +656,7 @@ def clip_by_norm(max_norm: float, g, norm) -> None:
     squares = 0.0
     for start in range(0, g.size, _CHUNK):
         part = g[start : start + _CHUNK]
-        room = _SCRATCH.take("d", part.shape)
+        room = SCRATCH.take("d", part.shape)
         np.copyto(room, part)
         np.multiply(room, room, room)
         squares += float(np.add.reduce(room))

@@ -94,9 +94,11 @@ static const double INVERSE_FACTORIAL[] = {
 #include "updates.h"
 #include "tiles.h"
 #include "noise.h"
+#include "lanes.h"
 #undef V
 #undef VI
 #undef LANES
+#undef BLOCK
 #undef REAL
 #undef INTEGER
 #undef INTEGER_MAX
@@ -140,9 +142,11 @@ static const double INVERSE_FACTORIAL[] = {
 #include "updates.h"
 #include "tiles.h"
 #include "noise.h"
+#include "lanes.h"
 #undef V
 #undef VI
 #undef LANES
+#undef BLOCK
 #undef REAL
 #undef INTEGER
 #undef INTEGER_MAX

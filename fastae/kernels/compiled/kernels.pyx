@@ -17,7 +17,6 @@ from cpython.buffer cimport (
 )
 
 import threading
-from types import SimpleNamespace
 
 from fastae.executor import check_run
 
@@ -695,6 +694,9 @@ cdef void gather_rows(const real* data, const int64_t* order, real* x,
         memcpy(x + i * ld(k, pad), data + order[i] * k, k * sizeof(real))
 
 
+include "images.pxi"
+
+
 # -- instructions: the same, called with offsets; generated from the table at build time ---------
 
 ctypedef void (*instruction)(void* arena, const int64_t* operands, Py_ssize_t pad,
@@ -968,6 +970,7 @@ cdef class Kernel:
     cdef int kinds[24]        # 0 real array, 1 index array, 2 int, 3 real constant
     cdef int written[24]
     cdef int optional[24]
+    cdef int work[24]
     cdef int ranks[24]
     cdef int dims[24][4]      # position among the dims, or -1 - size for a fixed one
     cdef Py_ssize_t activation, saved  # places of the activation and of an optional saved array, or -1
@@ -989,6 +992,7 @@ cdef class Kernel:
                 self.kinds[i] = 1 if a.kind == "index" else 0
                 self.written[i] = a.written
                 self.optional[i] = a.optional
+                self.work[i] = a.role == "work"
                 self.ranks[i] = len(a.dims)
                 if a.optional and a.role == "saved":
                     self.saved = i
@@ -1036,6 +1040,8 @@ cdef class Kernel:
                         self._refuse(i, f"the dtype of the other arrays ({8 * itemsize} bits)",
                                      views[held - 1].format)
                     if self.optional[i] and views[held - 1].len == 0:
+                        if self.work[i]:
+                            self._refuse(i, "an array", "none")
                         operands[i] = -1
                         continue
                     if views[held - 1].ndim != self.ranks[i]:
@@ -1055,7 +1061,7 @@ cdef class Kernel:
                 if dim[i] < 1:
                     raise ValueError(
                         f"{self.__name__}: {self.row.dims[i]}: expected at least 1, got {max(dim[i], 0)}")
-            if self.row.derived:
+            if self.row.derived or self.row.demands:
                 self._check_derived(args, [dim[i] for i in range(self.n_dims)])
             if self.saved >= 0 and operands[self.saved] == -1 and operands[self.activation] != LINEAR:
                 self._refuse(self.saved, "an array, which the derivative of the activation needs", "none")
@@ -1076,9 +1082,9 @@ cdef class Kernel:
     cdef object _check_derived(self, tuple args, list sizes):
         known = dict(zip(self.row.dims, sizes))
         constants = {a.name: v for a, v in zip(self.row.arguments, args) if not isinstance(a, Array)}
-        for name, rule in self.row.derived.items():
-            expected = rule(SimpleNamespace(**known, **constants))
-            if known[name] != expected:
+        free = {name: size for name, size in known.items() if name not in self.row.derived}
+        for name, expected in self.row.derive(free | constants).items():
+            if known[name] < expected or (known[name] > expected and name not in self.row.workspace_dims):
                 raise ValueError(f"{self.__name__}: {name}: expected {expected}, got {known[name]}")
 
     cdef object _refuse(self, Py_ssize_t i, str expected, given):

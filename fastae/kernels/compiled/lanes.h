@@ -1,0 +1,714 @@
+/* Images with several rows of the batch side by side: [row / BLOCK][channel][height][width][BLOCK].
+ *
+ * A vector holds one element of as many images, so every lane is filled whatever the number of channels and the size
+ * of the image, every weight is a scalar for all lanes, and no lane ever needs its neighbour. A block is 64 bytes, one
+ * vector of AVX-512, two of AVX2, four of SSE2 and NEON: the layout is the same for all of them.
+ *
+ *   gather        y[o] = bias[o] + sum of w x over what an output element sees: a convolution, and with the axes turned
+ *                 round the gradient of its input, which is a transposed convolution (only phases that meet elements)
+ *   correlate     dw = sum over images and places of a x; the lanes are added up at the end
+ *
+ * Every number is summed in an order that depends on the shape of the layer alone.
+ */
+#define BLOCK ((Py_ssize_t)(64 / sizeof(REAL)))
+
+#ifndef LANE_ROWS
+#if TILE_COLUMNS > 3
+#define LANE_ROWS 8 /* most channels of a tile */
+#define LANE_TILE 24 /* most accumulators */
+#else
+#define LANE_ROWS 4
+#define LANE_TILE 12
+#endif
+#endif
+
+#ifndef FASTAE_AXIS
+#define FASTAE_AXIS
+/* One axis of a gather: element u of the kernel meets output place p at source place (p down + u dilation + offset) / up,
+ * where that is whole. One of up and down is 1. */
+typedef struct {
+    Py_ssize_t up, down, dilation, offset;
+    Py_ssize_t size;   /* of the source */
+    Py_ssize_t kernel;
+} Axis;
+
+/* Elements of the kernel that meet a place: first, first + step, ..., with the source places they meet. */
+typedef struct {
+    Py_ssize_t first, step, count, source, source_step;
+} Taps;
+
+static inline Py_ssize_t common_divisor(Py_ssize_t a, Py_ssize_t b)
+{
+    while (b) {
+        const Py_ssize_t rest = a % b;
+        a = b;
+        b = rest;
+    }
+    return a < 0 ? -a : a;
+}
+
+/* All taps of a place, those beyond the edges of the source too. */
+static inline Taps taps_of(const Axis *axis, Py_ssize_t place)
+{
+    const Py_ssize_t base = place * axis->down + axis->offset;
+    Taps taps = {0, axis->up / common_divisor(axis->up, axis->dilation), 0, 0, 0};
+    taps.source_step = axis->dilation * taps.step / axis->up;
+    for (Py_ssize_t u = 0; u < taps.step && u < axis->kernel; u++)
+        if ((base + u * axis->dilation) % axis->up == 0) {
+            taps.first = u;
+            taps.count = (axis->kernel - 1 - u) / taps.step + 1;
+            taps.source = (base + u * axis->dilation) / axis->up;
+            break;
+        }
+    return taps;
+}
+
+/* Those of them that are inside the source. */
+static inline Taps inside(Taps taps, Py_ssize_t size)
+{
+    while (taps.count > 0 && (taps.source < 0 || taps.source >= size)) {
+        taps.first += taps.step;
+        taps.source += taps.source_step;
+        taps.count--;
+    }
+    while (taps.count > 0) {
+        const Py_ssize_t last = taps.source + (taps.count - 1) * taps.source_step;
+        if (last >= 0 && last < size) break;
+        taps.count--;
+    }
+    return taps;
+}
+
+static inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
+static inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) { return a < b ? a : b; }
+static inline Py_ssize_t most(Py_ssize_t a, Py_ssize_t b) { return a > b ? a : b; }
+
+/* What a gather reads and makes, in each of `groups` blocks of channels. */
+typedef struct {
+    Axis h, w;
+    Py_ssize_t blocks, groups, channels, outputs, oh, ow; /* blocks of rows; channels and outputs of a group */
+    Py_ssize_t w_group, w_out, w_in, w_h, w_w;            /* steps in the weight */
+} Gather;
+
+/* What a correlation reads and makes: places of a are windows of x. */
+typedef struct {
+    Py_ssize_t blocks, groups, a_channels, x_channels; /* channels of a group */
+    Py_ssize_t ah, aw, xh, xw, kh, kw;
+    Py_ssize_t stride_h, stride_w, padding_top, padding_left, dilation_h, dilation_w;
+    Py_ssize_t dw_a, dw_x, dw_group; /* steps in dw */
+} Correlation;
+
+typedef struct {
+    Py_ssize_t ih, iw, oh, ow, kernel_h, kernel_w, stride_h, stride_w, padding_top, padding_left;
+} Pooling;
+
+/* Where the k-th of `pieces` even pieces begins. */
+static inline Py_ssize_t piece(Py_ssize_t count, Py_ssize_t k, Py_ssize_t pieces) { return count * k / pieces; }
+
+/* Windows whose element u is inside the source: from *first to before *end. */
+static inline void windows_inside(Py_ssize_t u, Py_ssize_t stride, Py_ssize_t padding, Py_ssize_t dilation,
+                                     Py_ssize_t size, Py_ssize_t windows, Py_ssize_t *first, Py_ssize_t *end)
+{
+    const Py_ssize_t start = u * dilation - padding;
+    *first = least(start < 0 ? ceil_div(-start, stride) : 0, windows);
+    *end = most(start < size ? least((size - 1 - start) / stride + 1, windows) : 0, *first);
+}
+#endif
+
+/* -- gather -------------------------------------------------------------------------------------------------------- */
+
+/* R channels x T places in registers. Steps are in elements: x_* in the source and w_* in the weight from one channel,
+ * kernel row and kernel column to the next, x_t from place to place. */
+INLINE void F(gather_tile)(const int R, const int T, const REAL *x, Py_ssize_t x_c, Py_ssize_t x_h, Py_ssize_t x_w,
+                           Py_ssize_t x_t, const REAL *w, Py_ssize_t w_r, Py_ssize_t w_c, Py_ssize_t w_h, Py_ssize_t w_w,
+                           Py_ssize_t channels, Py_ssize_t kh, Py_ssize_t kw, const REAL *bias, REAL *y, Py_ssize_t y_r,
+                           Py_ssize_t y_t)
+{
+    for (Py_ssize_t part = 0; part < BLOCK; part += LANES) {
+        V acc[LANE_ROWS][8];
+        UNROLL for (int r = 0; r < R; r++)
+        {
+            const V first = bias ? F(splat)(bias[r]) : (V){0};
+            UNROLL for (int t = 0; t < T; t++) acc[r][t] = first;
+        }
+        for (Py_ssize_t c = 0; c < channels; c++)
+            for (Py_ssize_t u = 0; u < kh; u++) {
+                const REAL *from = x + c * x_c + u * x_h + part;
+                const REAL *by = w + c * w_c + u * w_h;
+                for (Py_ssize_t v = 0; v < kw; v++) {
+                    V xt[8];
+                    UNROLL for (int t = 0; t < T; t++) xt[t] = F(load)(from + t * x_t);
+                    UNROLL for (int r = 0; r < R; r++)
+                    {
+                        const V wr = F(splat)(by[r * w_r]);
+                        UNROLL for (int t = 0; t < T; t++) acc[r][t] += wr * xt[t];
+                    }
+                    from += x_w;
+                    by += w_w;
+                }
+            }
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++)
+            F(store)(y + r * y_r + t * y_t + part, acc[r][t]);
+    }
+}
+
+#define GATHER_TILE(R, T) \
+    case (R) * 16 + (T): \
+        F(gather_tile)(R, T, x, x_c, x_h, x_w, x_t, w, g->w_out, g->w_in, w_h, w_w, g->channels, rows->count, columns.count, \
+                       bias, y, y_r, y_t); \
+        break;
+#if TILE_COLUMNS > 3
+#define LANE_TILES(TILE) \
+    TILE(1, 1) TILE(1, 2) TILE(1, 3) TILE(1, 4) TILE(1, 5) TILE(1, 6) TILE(1, 7) TILE(1, 8) \
+    TILE(2, 1) TILE(2, 2) TILE(2, 3) TILE(2, 4) TILE(2, 5) TILE(2, 6) TILE(2, 7) TILE(2, 8) \
+    TILE(3, 1) TILE(3, 2) TILE(3, 3) TILE(3, 4) TILE(3, 5) TILE(3, 6) TILE(3, 7) TILE(3, 8) \
+    TILE(4, 1) TILE(4, 2) TILE(4, 3) TILE(4, 4) TILE(4, 5) TILE(4, 6) \
+    TILE(5, 1) TILE(5, 2) TILE(5, 3) TILE(5, 4) \
+    TILE(6, 1) TILE(6, 2) TILE(6, 3) TILE(6, 4) \
+    TILE(7, 1) TILE(7, 2) TILE(7, 3) \
+    TILE(8, 1) TILE(8, 2) TILE(8, 3)
+#else
+#define LANE_TILES(TILE) \
+    TILE(1, 1) TILE(1, 2) TILE(1, 3) TILE(1, 4) TILE(1, 5) TILE(1, 6) TILE(1, 7) TILE(1, 8) \
+    TILE(2, 1) TILE(2, 2) TILE(2, 3) TILE(2, 4) TILE(2, 5) TILE(2, 6) \
+    TILE(3, 1) TILE(3, 2) TILE(3, 3) TILE(3, 4) \
+    TILE(4, 1) TILE(4, 2) TILE(4, 3)
+#endif
+
+/* Most places (or taps, or channels) beside R channels in a tile. */
+#define LANE_BESIDE(R) (LANE_TILE / (R) < 8 ? LANE_TILE / (R) : 8)
+
+/* `count` places from t on, of one phase: places of the output that meet the same taps. */
+STATIC void F(gather_places)(const Gather *g, const Taps *rows, Taps columns, Py_ssize_t count, const REAL *source,
+                             const REAL *weight, const REAL *bias, Py_ssize_t channels, Py_ssize_t x_t, REAL *y,
+                             Py_ssize_t y_r, Py_ssize_t y_t)
+{
+    const Py_ssize_t x_c = g->h.size * g->w.size * BLOCK;
+    const Py_ssize_t x_h = rows->source_step * g->w.size * BLOCK, x_w = columns.source_step * BLOCK;
+    const Py_ssize_t w_h = rows->step * g->w_h, w_w = columns.step * g->w_w;
+    const REAL *x = source + (rows->source * g->w.size + columns.source) * BLOCK;
+    const REAL *w = weight + rows->first * g->w_h + columns.first * g->w_w;
+    switch (channels * 16 + count) { LANE_TILES(GATHER_TILE) }
+}
+
+/* One row of the output, places first to end, for `channels` <= LANE_ROWS channels; y is where `first` goes. */
+STATIC void F(gather_row)(const Gather *g, Py_ssize_t row, Py_ssize_t first, Py_ssize_t end, const REAL *source,
+                          const REAL *weight, const REAL *bias, Py_ssize_t channels, REAL *y, Py_ssize_t y_r)
+{
+    const Taps rows = inside(taps_of(&g->h, row), g->h.size);
+    const Py_ssize_t phases = g->w.up, size = g->w.size;
+    const Py_ssize_t step = phases > 1 ? 1 : g->w.down; /* from place to place of a phase, in the source */
+    const Py_ssize_t beside = LANE_BESIDE(channels);
+    for (Py_ssize_t phase = 0; phase < phases; phase++) {
+        const Taps all = taps_of(&g->w, phase);
+        const Py_ssize_t begin = most(ceil_div(first - phase, phases), 0), stop = ceil_div(end - phase, phases);
+        const Py_ssize_t last = all.source + (all.count - 1) * all.source_step;
+        /* places whose taps are all inside: in tiles; the others one by one */
+        Py_ssize_t from = ceil_div(-least(all.source, last), step);
+        Py_ssize_t to = size > most(all.source, last) ? (size - 1 - most(all.source, last)) / step + 1 : 0;
+        from = least(most(from, begin), stop);
+        to = most(least(to, stop), from);
+        for (Py_ssize_t t = begin; t < stop;) {
+            Taps taps = all;
+            Py_ssize_t count = 1;
+            taps.source += t * step;
+            if (t >= from && t < to) {
+                const Py_ssize_t pieces = (to - from + beside - 1) / beside;
+                Py_ssize_t k = (t - from) * pieces / (to - from);
+                while (piece(to - from, k + 1, pieces) <= t - from) k++;
+                count = from + piece(to - from, k + 1, pieces) - t;
+            } else {
+                taps = inside(taps, size);
+            }
+            F(gather_places)(g, &rows, taps, count, source, weight, bias, channels, step * BLOCK,
+                             y + (phase + t * phases - first) * BLOCK, y_r, phases * BLOCK);
+            t += count;
+        }
+    }
+}
+
+/* -- correlate ----------------------------------------------------------------------------------------------------- */
+
+/* R channels of a x S others of x, summed over places; each of the S is `x_s` further. */
+INLINE void F(correlate_tile)(const int R, const int S, const REAL *a, Py_ssize_t a_r, Py_ssize_t a_n, Py_ssize_t a_h,
+                              const REAL *x, Py_ssize_t x_s, Py_ssize_t x_n, Py_ssize_t x_h, Py_ssize_t x_w,
+                              Py_ssize_t blocks, Py_ssize_t height, Py_ssize_t width, REAL *sums)
+{
+    V acc[LANE_ROWS][8];
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int s = 0; s < S; s++)
+        acc[r][s] = F(load)(sums + (r * S + s) * LANES);
+    for (Py_ssize_t n = 0; n < blocks; n++)
+        for (Py_ssize_t p = 0; p < height; p++)
+            for (Py_ssize_t part = 0; part < BLOCK; part += LANES) {
+                const REAL *left = a + n * a_n + p * a_h + part, *right = x + n * x_n + p * x_h + part;
+                for (Py_ssize_t q = 0; q < width; q++) {
+                    V xs[8];
+                    UNROLL for (int s = 0; s < S; s++) xs[s] = F(load)(right + s * x_s);
+                    UNROLL for (int r = 0; r < R; r++)
+                    {
+                        const V ar = F(load)(left + r * a_r);
+                        UNROLL for (int s = 0; s < S; s++) acc[r][s] += ar * xs[s];
+                    }
+                    left += BLOCK;
+                    right += x_w;
+                }
+            }
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int s = 0; s < S; s++)
+        F(store)(sums + (r * S + s) * LANES, acc[r][s]);
+}
+
+#define CORRELATE_TILE(R, S) \
+    case (R) * 16 + (S): \
+        F(correlate_tile)(R, S, a, a_r, a_n, a_h, x, x_s, x_n, x_h, x_w, blocks, height, width, sums); \
+        break;
+
+STATIC void F(correlate)(Py_ssize_t r, Py_ssize_t s, const REAL *a, Py_ssize_t a_r, Py_ssize_t a_n, Py_ssize_t a_h,
+                         const REAL *x, Py_ssize_t x_s, Py_ssize_t x_n, Py_ssize_t x_h, Py_ssize_t x_w,
+                         Py_ssize_t blocks, Py_ssize_t height, Py_ssize_t width, REAL *sums)
+{
+    switch (r * 16 + s) { LANE_TILES(CORRELATE_TILE) }
+}
+
+#define CORRELATE_MOST 192 /* vectors of sums at a time: they stay in the first cache */
+
+/* dw[r][s][u, v] for R channels of `a`, S channels of `x` and kernel elements (u, v to v_end): `a` and `x` are at their
+ * first channel. With one channel of x the kernel's elements lie beside each other in a tile, else the channels do. */
+STATIC void F(correlate_kernel_row)(const Correlation *k, const REAL *a, const REAL *x, Py_ssize_t R, Py_ssize_t S,
+                                    Py_ssize_t u, Py_ssize_t v, Py_ssize_t v_end, REAL *dw)
+{
+    REAL sums[CORRELATE_MOST * 16];
+    const Py_ssize_t a_plane = k->ah * k->aw * BLOCK, x_plane = k->xh * k->xw * BLOCK;
+    const Py_ssize_t a_n = k->groups * k->a_channels * a_plane, x_n = k->groups * k->x_channels * x_plane;
+    const Py_ssize_t a_h = k->aw * BLOCK, x_h = k->stride_h * k->xw * BLOCK, x_w = k->stride_w * BLOCK;
+    const Py_ssize_t taps = v_end - v;
+    Py_ssize_t top, bottom, first[8], end[8];
+    for (Py_ssize_t i = 0; i < taps; i++)
+        windows_inside(v + i, k->stride_w, k->padding_left, k->dilation_w, k->xw, k->aw, first + i, end + i);
+    windows_inside(u, k->stride_h, k->padding_top, k->dilation_h, k->xh, k->ah, &top, &bottom);
+    memset(sums, 0, (size_t)(R * S * taps) * LANES * sizeof(REAL));
+    /* as many rows at a time as stay in the first cache for all elements; all of a small image */
+    Py_ssize_t height = most(CORRELATE_MOST / (R * k->aw), 1), together = 1;
+    if (R * k->ah * k->aw <= 64) together = k->blocks;
+    for (Py_ssize_t n = 0; n < k->blocks; n += together)
+        for (Py_ssize_t p = top; p < bottom; p += height) {
+            const Py_ssize_t rows = least(height, bottom - p);
+            const REAL *left = a + n * a_n + p * a_h;
+            const REAL *right = x + n * x_n + (p * k->stride_h + u * k->dilation_h - k->padding_top) * k->xw * BLOCK;
+            if (k->x_channels > 1) {
+                for (Py_ssize_t i = 0; i < taps; i++) {
+                    const Py_ssize_t j = first[i] * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
+                    F(correlate)(R, S, left + first[i] * BLOCK, a_plane, a_n, a_h, right + j * BLOCK, x_plane, x_n,
+                                 x_h, x_w, together, rows, end[i] - first[i], sums + i * R * S * LANES);
+                }
+                continue;
+            }
+            /* what all elements have in common in one tile, what is left of each by itself */
+            Py_ssize_t from = 0, to = k->aw;
+            for (Py_ssize_t i = 0; i < taps; i++) {
+                from = most(from, first[i]);
+                to = least(to, end[i]);
+            }
+            if (to > from) {
+                const Py_ssize_t j = from * k->stride_w + v * k->dilation_w - k->padding_left;
+                F(correlate)(R, taps, left + from * BLOCK, a_plane, a_n, a_h, right + j * BLOCK,
+                             k->dilation_w * BLOCK, x_n, x_h, x_w, together, rows, to - from, sums);
+            } else {
+                from = to = k->aw;
+            }
+            for (Py_ssize_t i = 0; i < taps; i++)
+                for (int side = 0; side < 2; side++) {
+                    const Py_ssize_t start = side ? most(to, first[i]) : first[i];
+                    const Py_ssize_t stop = side ? end[i] : least(from, end[i]);
+                    if (stop <= start) continue;
+                    REAL column[LANE_TILE * LANES] = {0};
+                    const Py_ssize_t j = start * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
+                    for (Py_ssize_t r = 0; r < R; r++)
+                        memcpy(column + r * LANES, sums + (r * taps + i) * LANES, LANES * sizeof(REAL));
+                    F(correlate)(R, 1, left + start * BLOCK, a_plane, a_n, a_h, right + j * BLOCK, 0, x_n, x_h, x_w,
+                                 together, rows, stop - start, column);
+                    for (Py_ssize_t r = 0; r < R; r++)
+                        memcpy(sums + (r * taps + i) * LANES, column + r * LANES, LANES * sizeof(REAL));
+                }
+        }
+    REAL totals[CORRELATE_MOST + 16];
+    const Py_ssize_t count = R * S * taps;
+    for (Py_ssize_t i = 0; i < count; i += LANES) {
+        V several[LANES];
+        for (Py_ssize_t l = 0; l < LANES; l++) several[l] = i + l < count ? F(load)(sums + (i + l) * LANES) : (V){0};
+        F(store)(totals + i, F(lane_sums)(several));
+    }
+    dw += u * k->kw + v;
+    const REAL *total = totals;
+    if (k->x_channels > 1) {
+        for (Py_ssize_t i = 0; i < taps; i++)
+            for (Py_ssize_t r = 0; r < R; r++)
+                for (Py_ssize_t s = 0; s < S; s++) dw[r * k->dw_a + s * k->dw_x + i] = *total++;
+    } else {
+        for (Py_ssize_t r = 0; r < R; r++)
+            for (Py_ssize_t i = 0; i < taps; i++) dw[r * k->dw_a + i] = *total++;
+    }
+}
+
+/* Sum of one channel over all blocks and places; the lanes of rows that are not there are zero. */
+STATIC REAL F(channel_sum)(const REAL *a, Py_ssize_t step, Py_ssize_t blocks, Py_ssize_t places)
+{
+    V sum = {0};
+    for (Py_ssize_t n = 0; n < blocks; n++) {
+        V four[4] = {{0}, {0}, {0}, {0}};
+        const REAL *from = a + n * step;
+        Py_ssize_t i = 0;
+        for (; i + 4 * LANES <= places * BLOCK; i += 4 * LANES)
+            UNROLL for (int q = 0; q < 4; q++) four[q] += F(load)(from + i + q * LANES);
+        for (; i < places * BLOCK; i += LANES) four[0] += F(load)(from + i);
+        sum += (four[0] + four[1]) + (four[2] + four[3]);
+    }
+    return F(lane_sum)(sum);
+}
+
+/* -- pooling, upsampling, layout: `lanes` numbers side by side, BLOCK or, in plain arrays, 1 ------------------------- */
+
+/* The largest of the windows of one image plane, and where in the window the first such is; a NaN is the largest. */
+INLINE void F(max_pool_plane)(const Py_ssize_t lanes, const Pooling *k, const REAL *x, REAL *y, REAL *position)
+{
+    for (Py_ssize_t p = 0; p < k->oh; p++)
+        for (Py_ssize_t q = 0; q < k->ow; q++) {
+            const Py_ssize_t top = p * k->stride_h - k->padding_top, left = q * k->stride_w - k->padding_left;
+            REAL value[BLOCK] = {0}, place[BLOCK] = {0};
+            int some = 0;
+            for (Py_ssize_t u = most(-top, 0); u < k->kernel_h && top + u < k->ih; u++)
+                for (Py_ssize_t v = most(-left, 0); v < k->kernel_w && left + v < k->iw; v++) {
+                    const REAL *from = x + ((top + u) * k->iw + left + v) * lanes;
+                    const REAL here = (REAL)(u * k->kernel_w + v);
+                    for (Py_ssize_t l = 0; l < lanes; l++) {
+                        const int take = !some | (from[l] > value[l]) | ((from[l] != from[l]) & (value[l] == value[l]));
+                        value[l] = take ? from[l] : value[l];
+                        place[l] = take ? here : place[l];
+                    }
+                    some = 1;
+                }
+            memcpy(y + (p * k->ow + q) * lanes, value, (size_t)lanes * sizeof(REAL));
+            if (position) memcpy(position + (p * k->ow + q) * lanes, place, (size_t)lanes * sizeof(REAL));
+        }
+}
+
+/* dx of one plane: the slope of each window goes to the place its largest number came from. */
+INLINE void F(max_unpool_plane)(const Py_ssize_t lanes, const Pooling *k, const REAL *dy, const REAL *position,
+                                const REAL *y, int activation, REAL *dx)
+{
+    const int apart = k->stride_h >= k->kernel_h && k->stride_w >= k->kernel_w;
+    const int even = k->stride_h == k->kernel_h && k->stride_w == k->kernel_w && !k->padding_top && !k->padding_left;
+    const int covered = even && k->oh * k->kernel_h == k->ih && k->ow * k->kernel_w == k->iw; /* every place once */
+    const Py_ssize_t most_places = 64 * BLOCK / lanes;
+    REAL slopes[64 * BLOCK];
+    if (!covered) memset(dx, 0, (size_t)(k->ih * k->iw * lanes) * sizeof(REAL));
+    for (Py_ssize_t p = 0; p < k->oh; p++)
+        for (Py_ssize_t begin = 0; begin < k->ow; begin += most_places) {
+            const Py_ssize_t count = least(most_places, k->ow - begin), row = (p * k->ow + begin) * lanes;
+            const REAL *from = dy + row;
+            if (y && activation != LINEAR) {
+                F(map_slope)(dy + row, y + row, slopes, count * lanes, activation);
+                from = slopes;
+            }
+            for (Py_ssize_t q = 0; q < count; q++) {
+                const Py_ssize_t top = p * k->stride_h - k->padding_top;
+                const Py_ssize_t left = (begin + q) * k->stride_w - k->padding_left;
+                for (Py_ssize_t u = most(-top, 0); u < k->kernel_h && top + u < k->ih; u++)
+                    for (Py_ssize_t v = most(-left, 0); v < k->kernel_w && left + v < k->iw; v++) {
+                        REAL *to = dx + ((top + u) * k->iw + left + v) * lanes;
+                        const REAL here = (REAL)(u * k->kernel_w + v);
+                        if (lanes == 1) {
+                            const REAL slope = position[row + q] == here ? from[q] : 0;
+                            *to = apart ? slope : *to + slope;
+                            continue;
+                        }
+                        for (Py_ssize_t l = 0; l < lanes; l += LANES) {
+                            const V slope = F(pick)(F(load)(position + row + q * lanes + l) == here,
+                                                    F(load)(from + q * lanes + l), (V){0});
+                            F(store)(to + l, apart ? slope : F(load)(to + l) + slope);
+                        }
+                    }
+            }
+        }
+}
+
+INLINE Py_ssize_t F(pool_count)(const Pooling *k, Py_ssize_t top, Py_ssize_t left, int all)
+{
+    if (all) return k->kernel_h * k->kernel_w;
+    return (least(top + k->kernel_h, k->ih) - most(top, 0)) * (least(left + k->kernel_w, k->iw) - most(left, 0));
+}
+
+INLINE void F(avg_pool_plane)(const Py_ssize_t lanes, const Pooling *k, int all, const REAL *x, REAL *y)
+{
+    for (Py_ssize_t p = 0; p < k->oh; p++)
+        for (Py_ssize_t q = 0; q < k->ow; q++) {
+            const Py_ssize_t top = p * k->stride_h - k->padding_top, left = q * k->stride_w - k->padding_left;
+            const REAL count = (REAL)F(pool_count)(k, top, left, all);
+            REAL sum[BLOCK] = {0};
+            for (Py_ssize_t u = most(-top, 0); u < k->kernel_h && top + u < k->ih; u++)
+                for (Py_ssize_t v = most(-left, 0); v < k->kernel_w && left + v < k->iw; v++) {
+                    const REAL *from = x + ((top + u) * k->iw + left + v) * lanes;
+                    for (Py_ssize_t l = 0; l < lanes; l++) sum[l] += from[l];
+                }
+            for (Py_ssize_t l = 0; l < lanes; l++) y[(p * k->ow + q) * lanes + l] = sum[l] / count;
+        }
+}
+
+INLINE void F(avg_unpool_plane)(const Py_ssize_t lanes, const Pooling *k, int all, const REAL *dy, REAL *dx)
+{
+    memset(dx, 0, (size_t)(k->ih * k->iw * lanes) * sizeof(REAL));
+    for (Py_ssize_t p = 0; p < k->oh; p++)
+        for (Py_ssize_t q = 0; q < k->ow; q++) {
+            const Py_ssize_t top = p * k->stride_h - k->padding_top, left = q * k->stride_w - k->padding_left;
+            const REAL count = (REAL)F(pool_count)(k, top, left, all);
+            REAL each[BLOCK];
+            for (Py_ssize_t l = 0; l < lanes; l++) each[l] = dy[(p * k->ow + q) * lanes + l] / count;
+            for (Py_ssize_t u = most(-top, 0); u < k->kernel_h && top + u < k->ih; u++)
+                for (Py_ssize_t v = most(-left, 0); v < k->kernel_w && left + v < k->iw; v++) {
+                    REAL *to = dx + ((top + u) * k->iw + left + v) * lanes;
+                    for (Py_ssize_t l = 0; l < lanes; l++) to[l] += each[l];
+                }
+        }
+}
+
+INLINE void F(upsample_plane)(const Py_ssize_t lanes, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_t fh, Py_ssize_t fw,
+                              const REAL *x, REAL *y)
+{
+    for (Py_ssize_t p = 0; p < ih * fh; p++)
+        for (Py_ssize_t j = 0; j < iw; j++)
+            for (Py_ssize_t b = 0; b < fw; b++)
+                for (Py_ssize_t l = 0; l < lanes; l++)
+                    y[(p * iw * fw + j * fw + b) * lanes + l] = x[(p / fh * iw + j) * lanes + l];
+}
+
+INLINE void F(downsum_plane)(const Py_ssize_t lanes, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_t fh, Py_ssize_t fw,
+                             const REAL *dy, REAL *dx)
+{
+    for (Py_ssize_t i = 0; i < ih; i++)
+        for (Py_ssize_t j = 0; j < iw; j++) {
+            REAL sum[BLOCK] = {0};
+            for (Py_ssize_t a = 0; a < fh; a++)
+                for (Py_ssize_t b = 0; b < fw; b++)
+                    for (Py_ssize_t l = 0; l < lanes; l++)
+                        sum[l] += dy[((i * fh + a) * iw * fw + j * fw + b) * lanes + l];
+            memcpy(dx + (i * iw + j) * lanes, sum, (size_t)lanes * sizeof(REAL));
+        }
+}
+
+STATIC void F(max_pool)(Py_ssize_t lanes, const Pooling *k, const REAL *x, REAL *y, REAL *position)
+{
+    if (lanes == 1)
+        F(max_pool_plane)(1, k, x, y, position);
+    else
+        F(max_pool_plane)(BLOCK, k, x, y, position);
+}
+
+STATIC void F(max_unpool)(Py_ssize_t lanes, const Pooling *k, const REAL *dy, const REAL *position, const REAL *y,
+                          int activation, REAL *dx)
+{
+    if (lanes == 1)
+        F(max_unpool_plane)(1, k, dy, position, y, activation, dx);
+    else
+        F(max_unpool_plane)(BLOCK, k, dy, position, y, activation, dx);
+}
+
+STATIC void F(avg_pool)(Py_ssize_t lanes, const Pooling *k, int all, const REAL *x, REAL *y)
+{
+    if (lanes == 1)
+        F(avg_pool_plane)(1, k, all, x, y);
+    else
+        F(avg_pool_plane)(BLOCK, k, all, x, y);
+}
+
+STATIC void F(avg_unpool)(Py_ssize_t lanes, const Pooling *k, int all, const REAL *dy, REAL *dx)
+{
+    if (lanes == 1)
+        F(avg_unpool_plane)(1, k, all, dy, dx);
+    else
+        F(avg_unpool_plane)(BLOCK, k, all, dy, dx);
+}
+
+STATIC void F(upsample)(Py_ssize_t lanes, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_t fh, Py_ssize_t fw, const REAL *x, REAL *y)
+{
+    if (lanes == 1)
+        F(upsample_plane)(1, ih, iw, fh, fw, x, y);
+    else
+        F(upsample_plane)(BLOCK, ih, iw, fh, fw, x, y);
+}
+
+STATIC void F(downsum)(Py_ssize_t lanes, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_t fh, Py_ssize_t fw, const REAL *dy, REAL *dx)
+{
+    if (lanes == 1)
+        F(downsum_plane)(1, ih, iw, fh, fw, dy, dx);
+    else
+        F(downsum_plane)(BLOCK, ih, iw, fh, fw, dy, dx);
+}
+
+#define POOL_MOST 512 /* vectors of a gather that wait to be pooled: they stay in the first cache */
+
+/* One row of a max-pooling of windows side by side, over rows of a gather that are made as they are needed: all rows of
+ * a window at once, or one after the other where its rows are many. */
+STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_h, Py_ssize_t pool_w, Py_ssize_t width,
+                               const REAL *source, const REAL *weight, const REAL *bias, Py_ssize_t channels,
+                               int activation, REAL *y, REAL *position, Py_ssize_t y_r)
+{
+    REAL made[POOL_MOST * BLOCK];
+    const Py_ssize_t together = channels * pool_h * pool_w <= POOL_MOST ? pool_h : 1;
+    const Py_ssize_t most_columns = most(POOL_MOST / (channels * together) / pool_w, 1) * pool_w;
+    const Py_ssize_t step = least(most_columns, POOL_MOST / channels); /* a window wider than that comes in pieces */
+    for (Py_ssize_t top = 0; top < pool_h; top += together)
+        for (Py_ssize_t first = 0; first < width * pool_w; first += step) {
+            const Py_ssize_t columns = least(step, width * pool_w - first);
+            for (Py_ssize_t u = 0; u < together; u++)
+                F(gather_row)(g, row * pool_h + top + u, first, first + columns, source, weight, bias, channels,
+                              made + u * columns * BLOCK, together * columns * BLOCK);
+            if (activation != LINEAR) F(map_activate)(made, made, channels * together * columns * BLOCK, activation);
+            for (Py_ssize_t r = 0; r < channels; r++)
+                for (Py_ssize_t j = 0, v; j < columns; j += v) {
+                    const Py_ssize_t q = (first + j) / pool_w, left = (first + j) % pool_w;
+                    REAL *value = y + r * y_r + q * BLOCK, *place = position ? position + r * y_r + q * BLOCK : 0;
+                    v = least(pool_w - left, columns - j);
+                    for (Py_ssize_t part = 0; part < BLOCK; part += LANES) {
+                        const REAL *from = made + (r * together * columns + j) * BLOCK + part;
+                        const int begun = top || left;
+                        V old = F(load)(begun ? value + part : from);
+                        V at = begun && place ? F(load)(place + part) : (V){0};
+                        for (Py_ssize_t u = 0; u < together; u++)
+                            for (Py_ssize_t i = 0; i < v; i++) {
+                                const V new = F(load)(from + (u * columns + i) * BLOCK);
+                                const VI take = (new > old) | ((new != new) & (old == old));
+                                old = F(pick)(take, new, old);
+                                at = F(pick)(take, F(splat)((REAL)((top + u) * pool_w + left + i)), at);
+                            }
+                        F(store)(value + part, old);
+                        if (place) F(store)(place + part, at);
+                    }
+                }
+        }
+}
+
+/* This part's share of a gather: y, in blocks of rows, is made of x. With `pool_h` > 0 windows of that size are pooled
+ * as soon as their rows are there, and `position` may be asked for; else y is multiplied by the derivative of
+ * `activation` in `saved` where that is given, and is f(y) of it where not. */
+STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL *bias, const REAL *saved, int activation,
+                      Py_ssize_t pool_h, Py_ssize_t pool_w, REAL *y, REAL *position, Py_ssize_t part, Py_ssize_t parts)
+{
+    const Py_ssize_t height = pool_h ? g->oh / pool_h : g->oh, width = pool_h ? g->ow / pool_w : g->ow;
+    const Py_ssize_t x_plane = g->h.size * g->w.size * BLOCK, y_plane = height * width * BLOCK;
+    const Py_ssize_t tiles = (g->outputs + LANE_ROWS - 1) / LANE_ROWS, bands = g->groups * tiles;
+    const Py_ssize_t all = g->blocks * bands * height;
+    /* The weights of a tile, where they are larger than the source they meet, are used for all blocks before the next. */
+    const int weights_stay = LANE_ROWS * g->w.kernel > g->w.size * BLOCK;
+    for (Py_ssize_t i = piece(all, part, parts); i < piece(all, part + 1, parts); i++) {
+        const Py_ssize_t block = weights_stay ? i % g->blocks : i / (bands * height);
+        const Py_ssize_t rest = weights_stay ? i / g->blocks : i % (bands * height);
+        const Py_ssize_t row = rest % height, group = rest / height / tiles, tile = rest / height % tiles;
+        const Py_ssize_t first = piece(g->outputs, tile, tiles), end = piece(g->outputs, tile + 1, tiles);
+        const Py_ssize_t output = group * g->outputs + first;
+        const REAL *source = x + (block * g->groups + group) * g->channels * x_plane;
+        const REAL *weight = w + group * g->w_group + first * g->w_out, *from = bias ? bias + output : 0;
+        const Py_ssize_t at = (block * g->groups * g->outputs + output) * y_plane + row * width * BLOCK;
+        if (pool_h) {
+            F(gather_pool_row)(g, row, pool_h, pool_w, width, source, weight, from, end - first, activation, y + at,
+                               position ? position + at : 0, y_plane);
+            continue;
+        }
+        F(gather_row)(g, row, 0, width, source, weight, from, end - first, y + at, y_plane);
+        for (Py_ssize_t r = 0; activation != LINEAR && r < end - first; r++) {
+            REAL *made = y + at + r * y_plane;
+            if (saved)
+                F(map_slope)(made, saved + at + r * y_plane, made, width * BLOCK, activation);
+            else
+                F(map_activate)(made, made, width * BLOCK, activation);
+        }
+    }
+}
+
+/* This part's share of a correlation. */
+STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *x, REAL *dw, Py_ssize_t part, Py_ssize_t parts)
+{
+    const Py_ssize_t a_plane = k->ah * k->aw * BLOCK, x_plane = k->xh * k->xw * BLOCK;
+    const Py_ssize_t a_tiles = (k->a_channels + LANE_ROWS - 1) / LANE_ROWS;
+    const Py_ssize_t most_rows = (k->a_channels + a_tiles - 1) / a_tiles;
+    const Py_ssize_t beside = LANE_BESIDE(most_rows);
+    const Py_ssize_t x_tiles = (k->x_channels + beside - 1) / beside;
+    const Py_ssize_t most_taps = k->x_channels > 1 ? 8 : beside, tap_tiles = (k->kw + most_taps - 1) / most_taps;
+    const Py_ssize_t all = k->groups * a_tiles * x_tiles * k->kh * tap_tiles;
+    for (Py_ssize_t i = piece(all, part, parts); i < piece(all, part + 1, parts); i++) {
+        const Py_ssize_t taps = i % tap_tiles, u = i / tap_tiles % k->kh, x_tile = i / tap_tiles / k->kh % x_tiles;
+        const Py_ssize_t a_tile = i / tap_tiles / k->kh / x_tiles % a_tiles;
+        const Py_ssize_t group = i / tap_tiles / k->kh / x_tiles / a_tiles;
+        const Py_ssize_t r = piece(k->a_channels, a_tile, a_tiles), r_end = piece(k->a_channels, a_tile + 1, a_tiles);
+        const Py_ssize_t s = piece(k->x_channels, x_tile, x_tiles), s_end = piece(k->x_channels, x_tile + 1, x_tiles);
+        const Py_ssize_t v = piece(k->kw, taps, tap_tiles), v_end = piece(k->kw, taps + 1, tap_tiles);
+        F(correlate_kernel_row)(k, a + (group * k->a_channels + r) * a_plane, x + (group * k->x_channels + s) * x_plane,
+                                r_end - r, s_end - s, u, v, v_end,
+                                dw + group * k->dw_group + r * k->dw_a + s * k->dw_x);
+    }
+}
+
+/* -- batch normalisation of a channel: `blocks` planes of places x lanes numbers, `step` apart; of the last block the
+ * first `valid` lanes count ------------------------------------------------------------------------------------------ */
+
+/* Sum of (x - shift), or of its square, or of it times b - b_shift. */
+STATIC double F(plane_sum)(const REAL *x, REAL shift, const REAL *b, REAL b_shift, int square, Py_ssize_t step,
+                           Py_ssize_t blocks, Py_ssize_t places, Py_ssize_t lanes, Py_ssize_t valid)
+{
+    double total = 0;
+    const Py_ssize_t size = places * lanes;
+    for (Py_ssize_t n = 0; n < blocks; n++) {
+        REAL sums[BLOCK] = {0};
+        const REAL *from = x + n * step, *beside = b ? b + n * step : from;
+        const REAL beside_shift = b ? b_shift : shift;
+        Py_ssize_t i = 0;
+        if (b || square)
+            for (; i + BLOCK <= size; i += BLOCK)
+                for (Py_ssize_t l = 0; l < BLOCK; l++) sums[l] += (from[i + l] - shift) * (beside[i + l] - beside_shift);
+        else
+            for (; i + BLOCK <= size; i += BLOCK)
+                for (Py_ssize_t l = 0; l < BLOCK; l++) sums[l] += from[i + l] - shift;
+        for (Py_ssize_t l = 0; i + l < size; l++)
+            sums[l] += b || square ? (from[i + l] - shift) * (beside[i + l] - beside_shift) : from[i + l] - shift;
+        const Py_ssize_t count = lanes > 1 && n == blocks - 1 ? valid : BLOCK;
+        for (Py_ssize_t l = 0; l < count; l++) total += (double)sums[l];
+    }
+    return total;
+}
+
+/* Zeros in the lanes of rows that are not there. */
+STATIC void F(clear_lanes)(REAL *x, Py_ssize_t places, Py_ssize_t valid)
+{
+    if (valid == BLOCK) return;
+    for (Py_ssize_t i = 0; i < places; i++)
+        for (Py_ssize_t l = valid; l < BLOCK; l++) x[i * BLOCK + l] = 0;
+}
+
+/* y = (x - shift) scale + offset */
+INLINE void F(scale_plane)(const REAL *x, REAL *y, Py_ssize_t size, REAL shift, REAL scale, REAL offset)
+{
+    for (Py_ssize_t i = 0; i < size; i++) y[i] = (x[i] - shift) * scale + offset;
+}
+
+/* -- layout -------------------------------------------------------------------------------------------------------- */
+
+/* `rows` <= BLOCK rows of `size` numbers, `x_row` apart, side by side; zeros for the rows that are not there. */
+STATIC void F(interleave)(const REAL *x, Py_ssize_t x_row, Py_ssize_t rows, Py_ssize_t size, REAL *y)
+{
+    if (rows < BLOCK) memset(y, 0, (size_t)(size * BLOCK) * sizeof(REAL));
+    for (Py_ssize_t first = 0; first < size; first += 64) { /* so that what is written stays in the first cache */
+        const Py_ssize_t end = least(first + 64, size);
+        for (Py_ssize_t l = 0; l < rows; l++)
+            for (Py_ssize_t i = first; i < end; i++) y[i * BLOCK + l] = x[l * x_row + i];
+    }
+}
+
+STATIC void F(deinterleave)(const REAL *x, Py_ssize_t rows, Py_ssize_t size, REAL *y, Py_ssize_t y_row)
+{
+    for (Py_ssize_t first = 0; first < size; first += 64) {
+        const Py_ssize_t end = least(first + 64, size);
+        for (Py_ssize_t l = 0; l < rows; l++)
+            for (Py_ssize_t i = first; i < end; i++) y[l * y_row + i] = x[i * BLOCK + l];
+    }
+}
+#undef GATHER_TILE
+#undef CORRELATE_TILE
+#undef LANE_TILES
