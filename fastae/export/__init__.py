@@ -234,7 +234,8 @@ def to_onnx(
 
     Notes
     -----
-    A float64 network has operators in float64, of which a runtime may lack some.
+    A float64 network has operators in float64, of which a runtime may lack some: ONNX Runtime has
+    convolutions and means of windows in float32 alone.
 
     Examples
     --------

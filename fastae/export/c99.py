@@ -20,19 +20,26 @@ import numpy.typing as npt
 
 import fastae
 from fastae.export import Model, Walk
+from fastae.graph import is_identity
 from fastae.layers import (
     Activation,
+    AvgPool2D,
     BatchNorm,
+    Conv2D,
+    ConvTranspose2D,
     Dense,
     Dropout,
+    Flatten,
     GaussianNoise,
     Layer,
     MaskingNoise,
+    MaxPool2D,
     Parallel,
+    Reshape,
     Shape,
     Subsample,
+    Upsample2D,
 )
-from fastae.lowering import is_identity as is_identity
 from fastae.network import Placed
 
 __all__ = ["ACTIVATIONS", "FUNCTIONS", "build_source", "check_prefix", "emit"]
@@ -100,6 +107,124 @@ static void $P_batchnorm(const $T *x, const $T *mean, const $T *scale, const $T 
     for (i = 0; i < n; i++)
         for (j = 0; j < size; j++)
             y[i * size + j] = (x[i * size + j] - mean[i]) * scale[i] + beta[i];
+}
+""",
+    "conv2d": """\
+/* y = x * w + b: x is (c, h, v), w (m, c / groups, kh, kv), y (m, oh, ov); b may be NULL. s: stride, d:
+   dilation, top and left: zeros around x */
+static void $P_conv2d(const $T *x, const $T *w, const $T *b, long c, long h, long v, long m, long oh,
+                      long ov, long kh, long kv, long sh, long sv, long dh, long dv, long top, long left,
+                      long groups, $T *y)
+{
+    const long n = c / groups;
+    long o, i, p, q, r, s;
+    for (o = 0; o < m; o++) {
+        $T *to = y + o * oh * ov;
+        for (r = 0; r < oh * ov; r++)
+            to[r] = b ? b[o] : 0;
+        for (i = 0; i < n; i++)
+            for (p = 0; p < kh; p++)
+                for (q = 0; q < kv; q++) {
+                    const $T k = w[((o * n + i) * kh + p) * kv + q];
+                    const $T *from = x + (o / (m / groups) * n + i) * h * v;
+                    for (r = 0; r < oh; r++) {
+                        const long row = r * sh + p * dh - top;
+                        if (row < 0 || row >= h)
+                            continue;
+                        for (s = 0; s < ov; s++) {
+                            const long column = s * sv + q * dv - left;
+                            if (column >= 0 && column < v)
+                                to[r * ov + s] += k * from[row * v + column];
+                        }
+                    }
+                }
+    }
+}
+""",
+    "conv_transpose2d": """\
+/* The same the other way: x is (c, h, v), w (c, m / groups, kh, kv), y (m, oh, ov); top and left are cut
+   off y */
+static void $P_conv_transpose2d(const $T *x, const $T *w, const $T *b, long c, long h, long v, long m,
+                                long oh, long ov, long kh, long kv, long sh, long sv, long dh, long dv,
+                                long top, long left, long groups, $T *y)
+{
+    const long n = m / groups;
+    long o, i, p, q, r, s;
+    for (o = 0; o < m; o++)
+        for (r = 0; r < oh * ov; r++)
+            y[o * oh * ov + r] = b ? b[o] : 0;
+    for (i = 0; i < c; i++)
+        for (o = 0; o < n; o++) {
+            $T *to = y + (i / (c / groups) * n + o) * oh * ov;
+            for (p = 0; p < kh; p++)
+                for (q = 0; q < kv; q++) {
+                    const $T k = w[((i * n + o) * kh + p) * kv + q];
+                    for (r = 0; r < h; r++) {
+                        const long row = r * sh + p * dh - top;
+                        if (row < 0 || row >= oh)
+                            continue;
+                        for (s = 0; s < v; s++) {
+                            const long column = s * sv + q * dv - left;
+                            if (column >= 0 && column < ov)
+                                to[row * ov + column] += k * x[(i * h + r) * v + s];
+                        }
+                    }
+                }
+        }
+}
+""",
+    "max_pool2d": """\
+/* y = largest number of each window within x; x is (c, h, v), y (c, oh, ov); NaN is the largest */
+static void $P_max_pool2d(const $T *x, long c, long h, long v, long oh, long ov, long kh, long kv, long sh,
+                          long sv, long top, long left, $T *y)
+{
+    long i, p, q, r, s;
+    for (i = 0; i < c; i++)
+        for (r = 0; r < oh; r++)
+            for (s = 0; s < ov; s++) {
+                $T most = 0;
+                int any = 0;
+                for (p = r * sh - top; p < r * sh - top + kh; p++)
+                    for (q = s * sv - left; q < s * sv - left + kv; q++)
+                        if (p >= 0 && p < h && q >= 0 && q < v) {
+                            const $T k = x[(i * h + p) * v + q];
+                            if (!any || k > most || k != k)
+                                most = k;
+                            any = 1;
+                        }
+                y[(i * oh + r) * ov + s] = most;
+            }
+}
+""",
+    "avg_pool2d": """\
+/* y = mean of each window; x is (c, h, v), y (c, oh, ov); padded: whether what is not in x counts as 0 */
+static void $P_avg_pool2d(const $T *x, long c, long h, long v, long oh, long ov, long kh, long kv, long sh,
+                          long sv, long top, long left, int padded, $T *y)
+{
+    long i, p, q, r, s;
+    for (i = 0; i < c; i++)
+        for (r = 0; r < oh; r++)
+            for (s = 0; s < ov; s++) {
+                $T sum = 0;
+                long count = 0;
+                for (p = r * sh - top; p < r * sh - top + kh; p++)
+                    for (q = s * sv - left; q < s * sv - left + kv; q++)
+                        if (p >= 0 && p < h && q >= 0 && q < v) {
+                            sum += x[(i * h + p) * v + q];
+                            count++;
+                        }
+                y[(i * oh + r) * ov + s] = sum / ($T)(padded ? kh * kv : count);
+            }
+}
+""",
+    "upsample2d": """\
+/* y = x with every row fh times and every column fv times; x is (c, h, v) */
+static void $P_upsample2d(const $T *x, long c, long h, long v, long fh, long fv, $T *y)
+{
+    long r, s;
+    for (r = 0; r < c * h * fh; r++)
+        for (s = 0; s < v * fv; s++)
+            y[r * v * fv + s] = x[r / fh * v + s / fv];
 }
 """,
     "subsample": """\
@@ -256,6 +381,44 @@ def _(layer: Subsample, to: Source, placed: Placed, x: Value) -> Value:
     y = to.value(placed.output_shape)
     to.call("subsample", x, layer.stride, y.size, y)
     return y
+
+
+@emit.register(Conv2D)
+@emit.register(ConvTranspose2D)
+def _(layer: Conv2D | ConvTranspose2D, to: Source, placed: Placed, x: Value) -> Value:
+    y, g = to.value(placed.output_shape), layer.geometry(placed.input_shape)
+    w = to.parameter(placed, "weight")
+    b = to.parameter(placed, "bias") if layer.use_bias else "NULL"
+    kernel = to.weight(placed, "weight").shape[2:]
+    names = ("stride_h", "stride_w", "dilation_h", "dilation_w", "padding_top", "padding_left", "groups")
+    constants = [g[name] for name in names]
+    to.call(layer.kind, x, w, b, *placed.input_shape, *placed.output_shape, *kernel, *constants, y)
+    return to.activate(y, layer.activation, y)
+
+
+@emit.register(MaxPool2D)
+@emit.register(AvgPool2D)
+def _(layer: MaxPool2D | AvgPool2D, to: Source, placed: Placed, x: Value) -> Value:
+    y, g = to.value(placed.output_shape), layer.geometry(placed.input_shape)
+    names = ("kernel_h", "kernel_w", "stride_h", "stride_w", "padding_top", "padding_left")
+    constants = [g[name] for name in names]
+    if isinstance(layer, AvgPool2D):
+        constants.append(g["count_include_pad"])
+    to.call(layer.kind, x, *placed.input_shape, *placed.output_shape[1:], *constants, y)
+    return y
+
+
+@emit.register
+def _(layer: Upsample2D, to: Source, placed: Placed, x: Value) -> Value:
+    y, g = to.value(placed.output_shape), layer.geometry(placed.input_shape)
+    to.call(layer.kind, x, *placed.input_shape, g["factor_h"], g["factor_w"], y)
+    return y
+
+
+@emit.register(Flatten)
+@emit.register(Reshape)
+def _(layer: Layer, to: Source, placed: Placed, x: Value) -> Value:
+    return x  # the same numbers in the same order
 
 
 @emit.register

@@ -14,18 +14,25 @@ import numpy.typing as npt
 
 import fastae
 from fastae.export import Model, Walk
+from fastae.graph import is_identity
 from fastae.layers import (
     Activation,
+    AvgPool2D,
     BatchNorm,
+    Conv2D,
+    ConvTranspose2D,
     Dense,
     Dropout,
+    Flatten,
     GaussianNoise,
     Layer,
     MaskingNoise,
+    MaxPool2D,
     Parallel,
+    Reshape,
     Subsample,
+    Upsample2D,
 )
-from fastae.lowering import is_identity as is_identity
 from fastae.network import Placed
 
 __all__ = ["IR_VERSION", "OPSET", "build_model", "emit"]
@@ -180,6 +187,61 @@ def _(layer: Subsample, to: Graph, placed: Placed, x: str) -> str:
 @emit.register
 def _(layer: Parallel, to: Graph, placed: Placed, x: str) -> str:
     return to.node("Sum", to.branches(placed, x), placed.name)
+
+
+def _window(layer: Conv2D | ConvTranspose2D | MaxPool2D | AvgPool2D, placed: Placed) -> dict[str, Any]:
+    """Return the attributes that a window over an image has."""
+    g = layer.geometry(placed.input_shape)
+    found: dict[str, Any] = {
+        "kernel_shape": layer.kernel_size,
+        "strides": [g["stride_h"], g["stride_w"]],
+        "pads": [g[f"padding_{side}"] for side in ("top", "left", "bottom", "right")],
+    }
+    if isinstance(layer, Conv2D | ConvTranspose2D):
+        found |= {"dilations": [g["dilation_h"], g["dilation_w"]], "group": g["groups"]}
+    if isinstance(layer, ConvTranspose2D):
+        found["output_padding"] = [g["output_padding_h"], g["output_padding_w"]]
+    return found
+
+
+@emit.register(Conv2D)
+@emit.register(ConvTranspose2D)
+def _(layer: Conv2D | ConvTranspose2D, to: Graph, placed: Placed, x: str) -> str:
+    names = ("weight", "bias") if layer.use_bias else ("weight",)
+    operator = "Conv" if isinstance(layer, Conv2D) else "ConvTranspose"
+    inputs = [x, *(to.parameter(placed, name) for name in names)]
+    y = to.node(operator, inputs, placed.name, **_window(layer, placed))
+    return to.activate(y, layer.activation, placed.name)
+
+
+@emit.register
+def _(layer: MaxPool2D, to: Graph, placed: Placed, x: str) -> str:
+    return to.node("MaxPool", [x], placed.name, **_window(layer, placed))
+
+
+@emit.register
+def _(layer: AvgPool2D, to: Graph, placed: Placed, x: str) -> str:
+    counted = int(layer.count_include_pad)
+    return to.node("AveragePool", [x], placed.name, count_include_pad=counted, **_window(layer, placed))
+
+
+@emit.register
+def _(layer: Upsample2D, to: Graph, placed: Placed, x: str) -> str:
+    g = layer.geometry(placed.input_shape)
+    scales = to.constant(f"{placed.name}/scales", [1, 1, g["factor_h"], g["factor_w"]], np.float32)
+    how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return to.node("Resize", [x, "", scales], placed.name, **how)
+
+
+@emit.register
+def _(layer: Flatten, to: Graph, placed: Placed, x: str) -> str:
+    return to.flat(x, placed.name)
+
+
+@emit.register
+def _(layer: Reshape, to: Graph, placed: Placed, x: str) -> str:
+    shape = to.constant(f"{placed.name}/shape", [-1, *layer.shape], np.int64)
+    return to.node("Reshape", [x, shape], placed.name)
 
 
 def _score(to: Graph, x: str, y: str) -> tuple[str, ...]:
