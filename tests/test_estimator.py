@@ -610,15 +610,11 @@ def test_the_callbacks_of_scikit_learn_work_through_a_pipeline(callbacks):
 # Networks -------------------------------------------------------------------------------------------------
 
 
-def test_rows_of_images_are_flat(monkeypatch):
-    """A network whose rows have three dimensions takes and gives rows of their product.
-
-    No layer that learns reads more than one dimension yet, so Dense is made to.
-    """
-    monkeypatch.setattr(layers, "_flat", lambda layer, shape: math.prod(shape))
-    net = Network([Dense(2)], [Dense(4, "tanh"), Dense(12)], (1, 3, 4))
+def test_rows_of_images_are_flat():
+    """A network whose rows have three dimensions takes and gives rows of their product."""
     rows = RNG.random((30, 12))
     options = {"max_iter": 4, "backend": "numpy", "random_state": 0}
+    net = Network([Flatten(), Dense(2)], [Dense(4, "tanh"), Dense(12), Reshape((1, 3, 4))], (1, 3, 4))
     model = Autoencoder(network=net, **options).fit(rows)
     same = Network([Dense(2)], [Dense(4, "tanh"), Dense(12)], 12)
     expected = Autoencoder(network=same, **options).fit(rows)
@@ -633,6 +629,23 @@ def test_rows_of_images_are_flat(monkeypatch):
     assert parts[0].loss_curve_ == parts[1].loss_curve_
     detectors = [AutoencoderOutlierDetector(network=n, **options).fit(rows) for n in (net, same)]
     assert detectors[0].offset_ == detectors[1].offset_
+
+
+def test_a_code_that_is_an_image(backend):
+    """Codes of a convolutional network are rows too, and come back through the decoder."""
+    net = Network(
+        [Conv2D(2, 3, padding="same", activation="relu"), MaxPool2D(2)],
+        [Upsample2D(2), Conv2D(1, 3, padding="same")],
+        (1, 4, 6),
+    )
+    rows = RNG.random((20, 24))
+    model = Autoencoder(network=net, max_iter=3, backend=backend, random_state=0).fit(rows)
+    codes = model.transform(rows)
+    assert codes.shape == (20, 12)
+    assert len(model.get_feature_names_out()) == 12
+    np.testing.assert_allclose(model.inverse_transform(codes), model.reconstruct(rows), rtol=1e-12)
+    assert model.sample(3, 0).shape == (3, 24)
+    assert model.loss_curve_[-1] < model.loss_curve_[0]
 
 
 def test_a_network_may_put_out_other_rows_than_it_takes():

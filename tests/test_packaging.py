@@ -97,6 +97,7 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     pytest.importorskip("safetensors")
     pytest.importorskip("onnx")
+    pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     names = {}
     try:
@@ -113,5 +114,9 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     assert names["record"].val_loss[-1] < 0.075
     assert names["stopping"].best == min(names["record"].val_loss)
     assert names["saved"].history.val_loss == names["record"].val_loss
+    assert names["Z"].shape == (297, 16)
+    assert -0.012 < names["ae"].score(names["D"][1500:]) < -0.009
+    assert (names["detector"].predict(names["noise"]) == -1).all()
+    assert (names["detector"].predict(names["D"]) == -1).sum() == 53
     for name in ("learning-curve.png", "denoiser.onnx", "encoder.c", "detector.c"):
         assert (tmp_path / name).is_file()
