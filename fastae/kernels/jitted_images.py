@@ -61,6 +61,12 @@ def _flat(typing, array):
     return signature, generate
 
 
+@intrinsic
+def _plain(typing, value):
+    """An integer: of a constant the type would hold the value, and what is called be compiled for it alone."""
+    return types.int64(types.int64), lambda context, builder, signature, arguments: arguments[0]
+
+
 def _stack(vectors):
     """Make a function of an array, which gives a row of so many vectors of its type, until its caller returns."""
 
@@ -74,12 +80,11 @@ def _stack(vectors):
             element = signature.return_type.dtype
             real, itemsize = context.get_data_type(element), element.bitwidth // 8
             size = context.get_constant(types.intp, vectors * _BYTES // itemsize)
-            memory = cgutils.alloca_once(builder, ir.ArrayType(real, vectors * _BYTES // itemsize))
+            memory = cgutils.alloca_once(builder, real, size=size)
             memory.align = 64
             result = context.make_array(signature.return_type)(context, builder)
             itemsize = context.get_constant(types.intp, itemsize)
-            place = builder.bitcast(memory, real.as_pointer())
-            populate_array(result, place, [size], [itemsize], itemsize, meminfo=None)
+            populate_array(result, memory, [size], [itemsize], itemsize, meminfo=None)
             return result._getvalue()
 
         return signature, generate
@@ -507,7 +512,7 @@ def _convolve(
                         down, right = k // pool[1], k % pool[1]
                         if pool[1] > _TABLES:
                             table = 0
-                            runs[0] = _find_runs(axis_w, spread, left, columns, pool[1], right, runs, 1)
+                            runs[0] = _find_runs(axis_w, spread, left, columns, pool[1], right, runs, _plain(1))
                         else:
                             table = right * (_REGION * _RUN + 1)
                         for o in range(1 if whole else channels):
@@ -545,7 +550,7 @@ def _convolve(
                         elif windows > 1:
                             window(region, 2 * each, channels * moves_y)[:] = 0
                     _deliver(
-                        region, 0, count, channels, rows, columns, y,
+                        region, _plain(0), count, channels, rows, columns, y,
                         block * lanes * y_row + (group * outputs + channel) * area + top * ow + left,
                         y_row, area, ow, saved, slope,
                     )  # fmt: skip
@@ -555,7 +560,7 @@ def _convolve(
                         _deliver(
                             region, 2 * each, count, channels, rows, columns, position,
                             block * lanes * y_row + (group * outputs + channel) * area + top * ow + left,
-                            y_row, area, ow, saved, 0,
+                            y_row, area, ow, saved, _plain(0),
                         )  # fmt: skip
         unit = end
 
@@ -734,8 +739,8 @@ def _conv2d_forward(
     shape = (n, groups, cg, ih, iw, o // groups, y.shape[2], y.shape[3])
     nothing = window(y, 0, 0)
     _convolve(
-        _flat(x), _flat(w), _flat(b), _flat(nothing), activation, 0, shape, (kh, kw), (stride_h, stride_w), (padding_top, padding_left), (dilation_h, dilation_w),
-        (1, 1), False, room, window(y, 0, y.size), nothing, part, parts,
+        _flat(x), _flat(w), _flat(b), _flat(nothing), activation, _plain(0), shape, (kh, kw), (stride_h, stride_w), (padding_top, padding_left), (dilation_h, dilation_w),
+        (_plain(1), _plain(1)), _plain(0), room, window(y, 0, y.size), nothing, part, parts,
     )  # fmt: skip
 
 
@@ -747,8 +752,8 @@ def _conv2d_max_pool2d_forward(
     o, cg, kh, kw = w.shape
     shape = (n, groups, cg, ih, iw, o // groups, y.shape[2], y.shape[3])
     _convolve(
-        _flat(x), _flat(w), _flat(b), _flat(window(y, 0, 0)), activation, 0, shape, (kh, kw), (stride_h, stride_w), (padding_top, padding_left), (dilation_h, dilation_w),
-        (pool_h, pool_w), False, room, window(y, 0, y.size), window(position, 0, position.size), part, parts,
+        _flat(x), _flat(w), _flat(b), _flat(window(y, 0, 0)), activation, _plain(0), shape, (kh, kw), (stride_h, stride_w), (padding_top, padding_left), (dilation_h, dilation_w),
+        (pool_h, pool_w), _plain(0), room, window(y, 0, y.size), window(position, 0, position.size), part, parts,
     )  # fmt: skip
 
 
@@ -761,8 +766,8 @@ def _conv2d_input_grad(
     shape = (n, groups, o // groups, da.shape[2], da.shape[3], cg, ih, iw)
     nothing = window(dx, 0, 0)
     _convolve(
-        _flat(da), _flat(w), _flat(nothing), _flat(x), 0, activation, shape, (kh, kw), (stride_h, stride_w), (padding_top, padding_left), (dilation_h, dilation_w),
-        (1, 1), True, room, window(dx, 0, dx.size), nothing, part, parts,
+        _flat(da), _flat(w), _flat(nothing), _flat(x), _plain(0), activation, shape, (kh, kw), (stride_h, stride_w), (padding_top, padding_left), (dilation_h, dilation_w),
+        (_plain(1), _plain(1)), _plain(1), room, window(dx, 0, dx.size), nothing, part, parts,
     )  # fmt: skip
 
 
@@ -801,8 +806,8 @@ def _conv_transpose2d_forward(
     shape = (n, groups, c // groups, ih, iw, og, y.shape[2], y.shape[3])
     nothing = window(y, 0, 0)
     _convolve(
-        _flat(x), _flat(w), _flat(b), _flat(nothing), activation, 0, shape, (kh, kw), (stride_h, stride_w), (padding_top, padding_left), (dilation_h, dilation_w),
-        (1, 1), True, room, window(y, 0, y.size), nothing, part, parts,
+        _flat(x), _flat(w), _flat(b), _flat(nothing), activation, _plain(0), shape, (kh, kw), (stride_h, stride_w), (padding_top, padding_left), (dilation_h, dilation_w),
+        (_plain(1), _plain(1)), _plain(1), room, window(y, 0, y.size), nothing, part, parts,
     )  # fmt: skip
 
 
@@ -815,8 +820,8 @@ def _conv_transpose2d_input_grad(
     shape = (n, groups, og, da.shape[2], da.shape[3], c // groups, ih, iw)
     nothing = window(dx, 0, 0)
     _convolve(
-        _flat(da), _flat(w), _flat(nothing), _flat(x), 0, activation, shape, (kh, kw), (stride_h, stride_w), (padding_top, padding_left), (dilation_h, dilation_w),
-        (1, 1), False, room, window(dx, 0, dx.size), nothing, part, parts,
+        _flat(da), _flat(w), _flat(nothing), _flat(x), _plain(0), activation, shape, (kh, kw), (stride_h, stride_w), (padding_top, padding_left), (dilation_h, dilation_w),
+        (_plain(1), _plain(1)), _plain(0), room, window(dx, 0, dx.size), nothing, part, parts,
     )  # fmt: skip
 
 
@@ -922,7 +927,7 @@ def _max_pool2d_forward(
     where = room(x)
     for image in range(*share(n * channels, part, parts)):
         for p in range(oh):
-            u_first, _, u_count, i, _ = _reach(p, axis_h, False)
+            u_first, _, u_count, i, _ = _reach(p, axis_h, _plain(0))
             for left in range(0, ow, where.size):
                 width = min(where.size, ow - left)
                 best = window(y, (image * oh + p) * ow + left, width)
@@ -958,7 +963,7 @@ def _max_pool2d_backward(
     for image in range(*share(n * channels, part, parts)):
         window(dx, image * ih * iw, ih * iw)[:] = 0
         for p in range(oh):
-            u_first, _, u_count, i, _ = _reach(p, axis_h, False)
+            u_first, _, u_count, i, _ = _reach(p, axis_h, _plain(0))
             for left in range(0, ow, slope.size):
                 width = min(slope.size, ow - left)
                 at = (image * oh + p) * ow + left
@@ -988,7 +993,7 @@ def _avg_pool2d_forward(
     real = x.dtype.type
     for image in range(*share(n * channels, part, parts)):
         for p in range(oh):
-            _, _, u_count, i, _ = _reach(p, axis_h, False)
+            _, _, u_count, i, _ = _reach(p, axis_h, _plain(0))
             total = window(y, (image * oh + p) * ow, ow)
             total[:] = 0
             for u in range(u_count):
@@ -1003,7 +1008,7 @@ def _avg_pool2d_forward(
                     total[q] /= count
             else:
                 for q in range(ow):
-                    total[q] /= real(u_count * _reach(q, axis_w, False)[2])
+                    total[q] /= real(u_count * _reach(q, axis_w, _plain(0))[2])
 
 
 @njit(**OPTIONS)
@@ -1020,7 +1025,7 @@ def _avg_pool2d_backward(
         whole = window(dx, image * ih * iw, ih * iw)
         whole[:] = 0
         for p in range(oh):
-            _, _, u_count, i, _ = _reach(p, axis_h, False)
+            _, _, u_count, i, _ = _reach(p, axis_h, _plain(0))
             for left in range(0, ow, share_of.size):
                 width = min(share_of.size, ow - left)
                 slope = window(dy, (image * oh + p) * ow + left, width)
@@ -1030,7 +1035,7 @@ def _avg_pool2d_backward(
                         share_of[q] = slope[q] / count
                 else:
                     for q in range(width):
-                        share_of[q] = slope[q] / real(u_count * _reach(left + q, axis_w, False)[2])
+                        share_of[q] = slope[q] / real(u_count * _reach(left + q, axis_w, _plain(0))[2])
                 for u in range(u_count):
                     row = window(dx, (image * ih + i + u) * iw, iw)
                     for v in range(kernel_w):
