@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import os
 import pickle
 import sys
@@ -31,9 +30,19 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fastae
-from fastae import Autoencoder, AutoencoderOutlierDetector, CheckpointError, EarlyStopping, Trainer, layers
+from fastae import Autoencoder, AutoencoderOutlierDetector, CheckpointError, EarlyStopping, Trainer
 from fastae import backend as backends
-from fastae.layers import Activation, Dense, GaussianNoise, MaskingNoise
+from fastae.layers import (
+    Activation,
+    Conv2D,
+    Dense,
+    Flatten,
+    GaussianNoise,
+    MaskingNoise,
+    MaxPool2D,
+    Reshape,
+    Upsample2D,
+)
 from fastae.losses import huber
 from fastae.network import Network
 from fastae.optimizers import SGD, Adam, RMSprop

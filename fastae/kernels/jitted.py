@@ -53,6 +53,8 @@ from fastae.kernels.jitted_runtime import (
     cache_works,
     compiled,
     copy,
+    count_blocks,
+    edge,
     gemm,
     room,
     row_of,
@@ -67,11 +69,6 @@ from numba import carray, cfunc, njit, types
 
 PADDED = False
 FUSED_UPDATE = False
-
-# Products of fewer multiply-adds than this are one block, and so one thread's.
-_GRAIN = 1 << 19
-_MOST_BLOCKS = 8
-_NARROWEST = 64
 
 _PANEL = ROOM  # columns that batch normalisation works on at a time, so that they stay in cache
 
@@ -186,21 +183,6 @@ def _adapt(w, g, first, second, t, rate, beta1, beta2, epsilon, decay, decoupled
         w[j] = (w[j] - shrink * w[j]) - step * mean / (root(square) * unbiased + least)
 
 
-# --- shares of the outputs -----------------------------------------------------------------------
-
-
-@njit(**OPTIONS)
-def _count_blocks(size, work):
-    """Number of blocks that `size` rows or columns of a product are cut into: a matter of its dims alone."""
-    return max(1, min(size // _NARROWEST, work // _GRAIN, _MOST_BLOCKS))
-
-
-@njit(**OPTIONS)
-def _edge(size, block, blocks):
-    """Where a block begins: at a multiple of 16."""
-    return size if block == blocks else size * block // blocks // 16 * 16
-
-
 # --- the bodies: one for each row of the table, its arguments, then the share --------------------
 
 
@@ -209,7 +191,7 @@ def _dense_block(x, w, b, activation, y, block, blocks):
     """One block of columns of y = f(x w + b); where it begins and ends."""
     n, k = x.shape
     m = w.shape[1]
-    start, stop = _edge(m, block, blocks), _edge(m, block + 1, blocks)
+    start, stop = edge(m, block, blocks), edge(m, block + 1, blocks)
     gemm(n, stop - start, k, x, k, False, w[:, start:], m, False, y[:, start:], m)
     for i in range(n):
         row = window(y, i * m + start, stop - start)
@@ -221,7 +203,7 @@ def _dense_block(x, w, b, activation, y, block, blocks):
 
 @njit(**OPTIONS)
 def _dense_forward(x, w, b, activation, y, part, parts):
-    blocks = _count_blocks(w.shape[1], x.shape[0] * w.size)
+    blocks = count_blocks(w.shape[1], x.shape[0] * w.size)
     for block in range(*share(blocks, part, parts)):
         _dense_block(x, w, b, activation, y, block, blocks)
 
@@ -230,9 +212,9 @@ def _dense_forward(x, w, b, activation, y, part, parts):
 def _dense_input_grad(da, w, x, activation, dx, part, parts):
     n, m = da.shape
     k = w.shape[0]
-    blocks = _count_blocks(k, n * k * m)
+    blocks = count_blocks(k, n * k * m)
     for block in range(*share(blocks, part, parts)):
-        start, stop = _edge(k, block, blocks), _edge(k, block + 1, blocks)
+        start, stop = edge(k, block, blocks), edge(k, block + 1, blocks)
         gemm(n, stop - start, m, da, m, False, w[start:], m, True, dx[:, start:], k)
         if activation and x.size:
             for i in range(n):
@@ -260,9 +242,9 @@ def _column_sums(da, sums, left):
 def _dense_weight_grad(x, da, dw, db, part, parts):
     n, k = x.shape
     m = da.shape[1]
-    blocks = _count_blocks(k, n * k * m)
+    blocks = count_blocks(k, n * k * m)
     for block in range(*share(blocks, part, parts)):
-        start, stop = _edge(k, block, blocks), _edge(k, block + 1, blocks)
+        start, stop = edge(k, block, blocks), edge(k, block + 1, blocks)
         gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
     if db.size:
         start, stop = share(m, part, parts)
@@ -274,9 +256,9 @@ def _dense_sgd(x, da, learning_rate, weight_decay, dw, w, b, part, parts):
     n, k = x.shape
     m = da.shape[1]
     rate, decay = w.dtype.type(learning_rate), w.dtype.type(weight_decay)
-    blocks = _count_blocks(k, n * k * m)
+    blocks = count_blocks(k, n * k * m)
     for block in range(*share(blocks, part, parts)):
-        start, stop = _edge(k, block, blocks), _edge(k, block + 1, blocks)
+        start, stop = edge(k, block, blocks), edge(k, block + 1, blocks)
         gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
         first, size = start * m, (stop - start) * m
         _descend(window(w, first, size), window(dw, first, size), rate, decay)
@@ -313,9 +295,9 @@ def _dense_adam(
     n, k = x.shape
     m = da.shape[1]
     how = (step[0] + 1, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
-    blocks = _count_blocks(k, n * k * m)
+    blocks = count_blocks(k, n * k * m)
     for block in range(*share(blocks, part, parts)):
-        start, stop = _edge(k, block, blocks), _edge(k, block + 1, blocks)
+        start, stop = edge(k, block, blocks), edge(k, block + 1, blocks)
         gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
         first, size = start * m, (stop - start) * m
         mean, square = window(exp_avg_w, first, size), window(exp_avg_sq_w, first, size)
@@ -674,7 +656,7 @@ def _batchnorm_forward(
     parts,
 ):
     m = x.shape[1]
-    start, stop = _edge(m, part, parts), _edge(m, part + 1, parts)
+    start, stop = edge(m, part, parts), edge(m, part + 1, parts)
     running = running_mean, running_var
     _normalise(x, gamma, beta, activation, epsilon, momentum, *running, y, mean, inv_std, start, stop)
 
@@ -700,7 +682,7 @@ def _dense_batchnorm_forward(
 ):
     # a block of columns is normalised by the thread that made it
     running = running_mean, running_var
-    blocks = _count_blocks(w.shape[1], x.shape[0] * w.size)
+    blocks = count_blocks(w.shape[1], x.shape[0] * w.size)
     for block in range(*share(blocks, part, parts)):
         left, right = _dense_block(x, w, b, 0, z, block, blocks)
         _normalise(z, gamma, beta, activation, epsilon, momentum, *running, y, mean, inv_std, left, right)
@@ -728,7 +710,7 @@ def _follow(x, gamma, beta, running_mean, running_var, activation, epsilon, y, s
 @njit(**OPTIONS)
 def _batchnorm_inference(x, gamma, beta, running_mean, running_var, activation, epsilon, y, part, parts):
     m = x.shape[1]
-    start, stop = _edge(m, part, parts), _edge(m, part + 1, parts)
+    start, stop = edge(m, part, parts), edge(m, part + 1, parts)
     _follow(x, gamma, beta, running_mean, running_var, activation, epsilon, y, start, stop)
 
 
@@ -736,7 +718,7 @@ def _batchnorm_inference(x, gamma, beta, running_mean, running_var, activation, 
 def _dense_batchnorm_inference(
     x, w, b, gamma, beta, running_mean, running_var, activation, epsilon, y, part, parts
 ):
-    blocks = _count_blocks(w.shape[1], x.shape[0] * w.size)
+    blocks = count_blocks(w.shape[1], x.shape[0] * w.size)
     for block in range(*share(blocks, part, parts)):
         left, right = _dense_block(x, w, b, 0, y, block, blocks)
         _follow(y, gamma, beta, running_mean, running_var, activation, epsilon, y, left, right)
@@ -746,7 +728,7 @@ def _dense_batchnorm_inference(
 def _batchnorm_backward(dy, x, gamma, y, mean, inv_std, activation, dx, dgamma, dbeta, part, parts):
     n, m = x.shape
     per_row = x.dtype.type(1 / n)
-    start, stop = _edge(m, part, parts), _edge(m, part + 1, parts)
+    start, stop = edge(m, part, parts), edge(m, part + 1, parts)
     for left in range(start, stop, _PANEL):
         size = min(_PANEL, stop - left)
         for first in range(left, left + n * m, m):

@@ -2,7 +2,7 @@
 
 ::
 
-    x [n,c,h,w] ── pack ──> room [c][h][w][lanes] ── tiles ──> region [channels][places][lanes] ── unpack ──> y
+    x [n,c,h,w] ── pack ─> room [c][h][w][lanes] ── tiles ─> region [channels][places][lanes] ── unpack ─> y
 
 A convolution takes as many rows of the batch as a vector has lanes side by side, so that every operation is
 on whole vectors for any size of image, kernel and stride. Its inner loop is a *tile*: some channels by some
@@ -14,7 +14,7 @@ and for any number of parts.
 from __future__ import annotations
 
 from fastae.kernels.jitted_maths import activate, differentiate, pick, plus, root
-from fastae.kernels.jitted_runtime import OPTIONS, copy, data, room, share, window
+from fastae.kernels.jitted_runtime import OPTIONS, copy, count_blocks, data, edge, gemm, room, share, window
 
 # isort: split
 from llvmlite import binding, ir
@@ -61,8 +61,14 @@ def _flat(typing, array):
     return signature, generate
 
 
+@intrinsic
+def _plain(typing, value):
+    """An integer. The type of a constant holds its value: what is called would be compiled for it alone."""
+    return types.int64(types.int64), lambda context, builder, signature, arguments: arguments[0]
+
+
 def _stack(vectors):
-    """Make a function of an array, which gives a row of so many vectors of its type, until its caller returns."""
+    """Make a function of an array: it gives a row of so many vectors, until its caller returns."""
 
     @intrinsic
     def stack(typing, array):
@@ -74,12 +80,11 @@ def _stack(vectors):
             element = signature.return_type.dtype
             real, itemsize = context.get_data_type(element), element.bitwidth // 8
             size = context.get_constant(types.intp, vectors * _BYTES // itemsize)
-            memory = cgutils.alloca_once(builder, ir.ArrayType(real, vectors * _BYTES // itemsize))
+            memory = cgutils.alloca_once(builder, real, size=size)
             memory.align = 64
             result = context.make_array(signature.return_type)(context, builder)
             itemsize = context.get_constant(types.intp, itemsize)
-            place = builder.bitcast(memory, real.as_pointer())
-            populate_array(result, place, [size], [itemsize], itemsize, meminfo=None)
+            populate_array(result, memory, [size], [itemsize], itemsize, meminfo=None)
             return result._getvalue()
 
         return signature, generate
@@ -235,7 +240,7 @@ def _tile(rows, columns, weights):
 
     @intrinsic
     def tile(typing, p, p_first, q, q_first, y, y_first, start, sizes, moves):
-        """`sizes` of a, b, d; `moves` in p and in q for a step of each, then p's of r, q's of c, y's of both."""
+        """`moves`: in p, then in q, of a, b and d; then in p of r, in q of c, in y of r and of c."""
         signature = types.void(p, p_first, q, q_first, y, y_first, start, sizes, moves)
 
         def generate(context, builder, signature, arguments):
@@ -356,10 +361,11 @@ def _common(a, b):
 
 @njit(**OPTIONS)
 def _reach(place, axis, spread):
-    """What the sum at a place is over: the first element of the kernel, the step to the next, their number,
-    where the first one reads, and how far from there the next one does.
+    """Say what the sum at a place is over.
 
-    Where `spread` is set each element that is read has a window on what is written, not the other way round.
+    That is: the first element of the kernel, the step to the next, their number, where the first one reads,
+    and how far from there the next one does. Where `spread` is set each element that is read has a window on
+    what is written, not the other way round.
     """
     kernel, stride, dilation, padding, size = axis
     if not spread:
@@ -385,10 +391,10 @@ def _reach(place, axis, spread):
 
 @njit(**OPTIONS)
 def _find_runs(axis, spread, left, columns, times, offset, runs, table):
-    """Write the runs of places whose windows have the same elements of the kernel inside; return their number.
+    """Write runs of places whose windows have the same elements of the kernel inside; return how many.
 
-    The places are (left + t) times + offset for t < columns. A run is: its first t, the step to the next, their
-    number, then what `_reach` says of the first.
+    The places are (left + t) times + offset for t < columns. A run is: its first t, the step to the next,
+    their number, then what `_reach` says of the first.
     """
     kernel, stride, dilation, padding, size = axis
     apart = min(stride, columns) if spread else 1
@@ -413,7 +419,37 @@ def _find_runs(axis, spread, left, columns, times, offset, runs, table):
     return count
 
 
+@njit(**OPTIONS)
+def _one_window(axis_h, axis_w, height, width):
+    """Whether an image of (height, width) has one window, which is all of it."""
+    whole = True
+    for (kernel, _, dilation, padding, _), size in ((axis_h, height), (axis_w, width)):
+        whole &= padding == 0 and kernel == size and (dilation == 1 or kernel == 1)
+    return whole
+
+
 # --- convolution ---------------------------------------------------------------------------------
+
+
+@njit(**OPTIONS)
+def _spread_product(x, w, b, saved, activation, slope, n, channels, outputs, area, y, part, parts):
+    """`_convolve` of images of one element to images of one window: y = f(b + x w), or f'(saved) x w."""
+    m = outputs * area
+    blocks = count_blocks(m, n * channels * m)
+    for block in range(*share(blocks, part, parts)):
+        start, stop = edge(m, block, blocks), edge(m, block + 1, blocks)
+        size = stop - start
+        rest, to = window(w, start, w.size - start), window(y, start, y.size - start)
+        gemm(n, size, channels, x, channels, False, rest, m, False, to, m)
+        for i in range(n):
+            row = window(y, i * m + start, size)
+            if b.size:
+                for o in range(start // area, (stop - 1) // area + 1):
+                    for j in range(max(o * area - start, 0), min((o + 1) * area - start, size)):
+                        row[j] += b[o]
+            activate(row, activation)
+            if slope and saved.size:
+                differentiate(row, window(saved, i * m + start, size), slope)
 
 
 @njit(**OPTIONS)
@@ -454,9 +490,25 @@ def _largest(region, size, other, where, k):
 
 @njit(**OPTIONS)
 def _convolve(
-    x, w, b, saved, activation, slope, shape, kernel, strides, padding, dilation, pool, spread, room, y, position,
-    part, parts,
-):  # fmt: skip
+    x,
+    w,
+    b,
+    saved,
+    activation,
+    slope,
+    shape,
+    kernel,
+    strides,
+    padding,
+    dilation,
+    pool,
+    spread,
+    room,
+    y,
+    position,
+    part,
+    parts,
+):
     """Every sum over windows: y = f(b + sum), or f'(saved) sum, or the largest of each pool of them.
 
     `shape` is n, groups, then channels of a group, height and width of what is read and of what is written;
@@ -467,6 +519,9 @@ def _convolve(
     kh, kw = kernel
     axis_h = (kh, strides[0], dilation[0], padding[0], ih)
     axis_w = (kw, strides[1], dilation[1], padding[1], iw)
+    if spread and groups == 1 and ih == iw == 1 and _one_window(axis_h, axis_w, oh, ow):
+        _spread_product(x, w, b, saved, activation, slope, n, inputs, outputs, oh * ow, y, part, parts)
+        return
     blocks, tiles = (n + lanes - 1) // lanes, (outputs + _CHANNELS - 1) // _CHANNELS
     packed = groups * inputs * ih * iw * lanes
     active = min(parts, blocks * groups * tiles, room.size // packed)
@@ -507,7 +562,9 @@ def _convolve(
                         down, right = k // pool[1], k % pool[1]
                         if pool[1] > _TABLES:
                             table = 0
-                            runs[0] = _find_runs(axis_w, spread, left, columns, pool[1], right, runs, 1)
+                            runs[0] = _find_runs(
+                                axis_w, spread, left, columns, pool[1], right, runs, _plain(1)
+                            )
                         else:
                             table = right * (_REGION * _RUN + 1)
                         for o in range(1 if whole else channels):
@@ -521,8 +578,12 @@ def _convolve(
                                 for run in range(runs[table]):
                                     r = table + 1 + _RUN * run
                                     v, v_step, vs, j, j_step = (
-                                        runs[r + 3], runs[r + 4], runs[r + 5], runs[r + 6], runs[r + 7]
-                                    )  # fmt: skip
+                                        runs[r + 3],
+                                        runs[r + 4],
+                                        runs[r + 5],
+                                        runs[r + 6],
+                                        runs[r + 7],
+                                    )
                                     _tiles(
                                         w,
                                         group * w_group + (channel + o) * w_output + u * kw + v,
@@ -535,11 +596,18 @@ def _convolve(
                                         runs[r + 2],
                                         (inputs, us, vs),
                                         (
-                                            w_input, u_step * kw, v_step,
-                                            ih * iw * lanes, i_step * iw * lanes, j_step * lanes,
-                                            w_output, x_step, moves_y, runs[r + 1] * lanes,
+                                            w_input,
+                                            u_step * kw,
+                                            v_step,
+                                            ih * iw * lanes,
+                                            i_step * iw * lanes,
+                                            j_step * lanes,
+                                            w_output,
+                                            x_step,
+                                            moves_y,
+                                            runs[r + 1] * lanes,
                                         ),
-                                    )  # fmt: skip
+                                    )
                         if activation:
                             activate(window(region, at, channels * moves_y), activation)
                         if k:
@@ -547,18 +615,38 @@ def _convolve(
                         elif windows > 1:
                             window(region, 2 * each, channels * moves_y)[:] = 0
                     _deliver(
-                        region, 0, count, channels, rows, columns, y,
+                        region,
+                        _plain(0),
+                        count,
+                        channels,
+                        rows,
+                        columns,
+                        y,
                         block * lanes * y_row + (group * outputs + channel) * area + top * ow + left,
-                        y_row, area, ow, saved, slope,
-                    )  # fmt: skip
+                        y_row,
+                        area,
+                        ow,
+                        saved,
+                        slope,
+                    )
                     if position.size:
                         if windows == 1:
                             window(region, 2 * each, channels * moves_y)[:] = 0
                         _deliver(
-                            region, 2 * each, count, channels, rows, columns, position,
+                            region,
+                            2 * each,
+                            count,
+                            channels,
+                            rows,
+                            columns,
+                            position,
                             block * lanes * y_row + (group * outputs + channel) * area + top * ow + left,
-                            y_row, area, ow, saved, 0,
-                        )  # fmt: skip
+                            y_row,
+                            area,
+                            ow,
+                            saved,
+                            _plain(0),
+                        )
         unit = end
 
 
@@ -594,6 +682,7 @@ def _inside(tap, axis, count):
 
 @njit(**OPTIONS)
 def _grad_tiles(p, p_first, q, q_first, sums, at, start, whole, wide, sizes, moves):
+    """Add the products of a stretch of places to the sums of one element of the kernel."""
     if whole and wide:
         _grad_tile(p, p_first, q, q_first, sums, at, start, sizes, moves)
     elif whole:
@@ -608,13 +697,21 @@ def _grad_tiles(p, p_first, q, q_first, sums, at, start, whole, wide, sizes, mov
 def _correlate(a, x, shape, kernel, strides, padding, dilation, room, dw, part, parts):
     """dw[o, c] = sum over all windows of a[o] x[c]; `shape` as in `_convolve`, x read and a written.
 
-    The channels of a tile, p, are those of whichever has more; the places of a tile are channels of the other.
+    The channels of a tile, p, are of whichever has more; the places of a tile are channels of the other.
     """
     lanes = _lanes(a)
     n, groups, inputs, ih, iw, outputs, oh, ow = shape
     kh, kw = kernel
     axis_h = (kh, strides[0], dilation[0], padding[0], ih)
     axis_w = (kw, strides[1], dilation[1], padding[1], iw)
+    if groups == 1 and oh == ow == 1 and _one_window(axis_h, axis_w, ih, iw):
+        m = inputs * ih * iw
+        count = count_blocks(m, n * outputs * m)
+        for block in range(*share(count, part, parts)):
+            start, stop = edge(m, block, count), edge(m, block + 1, count)
+            rest, to = window(x, start, x.size - start), window(dw, start, dw.size - start)
+            gemm(outputs, stop - start, n, a, outputs, True, rest, m, False, to, m)
+        return
     swapped = inputs > outputs
     p_channels, q_channels = (inputs, outputs) if swapped else (outputs, inputs)
     p_area, q_area = (ih * iw, oh * ow) if swapped else (oh * ow, ih * iw)
@@ -680,10 +777,18 @@ def _correlate(a, x, shape, kernel, strides, padding, dilation, room, dw, part, 
                                     wide,
                                     (1, down - up, right - left),
                                     (
-                                        0, p_steps[0], p_steps[1], 0, q_steps[0], q_steps[1],
-                                        p_area * lanes, q_area * lanes, _PLACES * lanes, lanes,
+                                        0,
+                                        p_steps[0],
+                                        p_steps[1],
+                                        0,
+                                        q_steps[0],
+                                        q_steps[1],
+                                        p_area * lanes,
+                                        q_area * lanes,
+                                        _PLACES * lanes,
+                                        lanes,
                                     ),
-                                )  # fmt: skip
+                                )
                     for t in range(taps):
                         for i in range(_CHANNELS if whole else 1):
                             for j in range(width):
@@ -729,50 +834,164 @@ def _slope(dy, y, activation, da):
 
 @njit(**OPTIONS)
 def _conv2d_forward(
-    x, w, b, activation, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, dilation_h, dilation_w, groups, room, y, part, parts,
-):  # fmt: skip
-    n, c, ih, iw = x.shape
+    x,
+    w,
+    b,
+    activation,
+    stride_h,
+    stride_w,
+    padding_top,
+    padding_left,
+    padding_bottom,
+    padding_right,
+    dilation_h,
+    dilation_w,
+    groups,
+    room,
+    y,
+    part,
+    parts,
+):
+    n, _, ih, iw = x.shape
     o, cg, kh, kw = w.shape
     shape = (n, groups, cg, ih, iw, o // groups, y.shape[2], y.shape[3])
     nothing = window(y, 0, 0)
     _convolve(
-        _flat(x), _flat(w), _flat(b), _flat(nothing), activation, 0, shape, (kh, kw), (stride_h, stride_w), (padding_top, padding_left), (dilation_h, dilation_w),
-        (1, 1), False, room, window(y, 0, y.size), nothing, part, parts,
-    )  # fmt: skip
+        _flat(x),
+        _flat(w),
+        _flat(b),
+        _flat(nothing),
+        activation,
+        _plain(0),
+        shape,
+        (kh, kw),
+        (stride_h, stride_w),
+        (padding_top, padding_left),
+        (dilation_h, dilation_w),
+        (_plain(1), _plain(1)),
+        _plain(0),
+        room,
+        window(y, 0, y.size),
+        nothing,
+        part,
+        parts,
+    )
 
 
 @njit(**OPTIONS)
 def _conv2d_max_pool2d_forward(
-    x, w, b, activation, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, dilation_h, dilation_w, groups, pool_h, pool_w, room, y, position, part, parts,
-):  # fmt: skip
-    n, c, ih, iw = x.shape
+    x,
+    w,
+    b,
+    activation,
+    stride_h,
+    stride_w,
+    padding_top,
+    padding_left,
+    padding_bottom,
+    padding_right,
+    dilation_h,
+    dilation_w,
+    groups,
+    pool_h,
+    pool_w,
+    room,
+    y,
+    position,
+    part,
+    parts,
+):
+    n, _, ih, iw = x.shape
     o, cg, kh, kw = w.shape
     shape = (n, groups, cg, ih, iw, o // groups, y.shape[2], y.shape[3])
     _convolve(
-        _flat(x), _flat(w), _flat(b), _flat(window(y, 0, 0)), activation, 0, shape, (kh, kw), (stride_h, stride_w), (padding_top, padding_left), (dilation_h, dilation_w),
-        (pool_h, pool_w), False, room, window(y, 0, y.size), window(position, 0, position.size), part, parts,
-    )  # fmt: skip
+        _flat(x),
+        _flat(w),
+        _flat(b),
+        _flat(window(y, 0, 0)),
+        activation,
+        _plain(0),
+        shape,
+        (kh, kw),
+        (stride_h, stride_w),
+        (padding_top, padding_left),
+        (dilation_h, dilation_w),
+        (pool_h, pool_w),
+        _plain(0),
+        room,
+        window(y, 0, y.size),
+        window(position, 0, position.size),
+        part,
+        parts,
+    )
 
 
 @njit(**OPTIONS)
 def _conv2d_input_grad(
-    da, w, x, activation, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, dilation_h, dilation_w, groups, room, dx, part, parts,
-):  # fmt: skip
-    n, c, ih, iw = dx.shape
+    da,
+    w,
+    x,
+    activation,
+    stride_h,
+    stride_w,
+    padding_top,
+    padding_left,
+    padding_bottom,
+    padding_right,
+    dilation_h,
+    dilation_w,
+    groups,
+    room,
+    dx,
+    part,
+    parts,
+):
+    n, _, ih, iw = dx.shape
     o, cg, kh, kw = w.shape
     shape = (n, groups, o // groups, da.shape[2], da.shape[3], cg, ih, iw)
     nothing = window(dx, 0, 0)
     _convolve(
-        _flat(da), _flat(w), _flat(nothing), _flat(x), 0, activation, shape, (kh, kw), (stride_h, stride_w), (padding_top, padding_left), (dilation_h, dilation_w),
-        (1, 1), True, room, window(dx, 0, dx.size), nothing, part, parts,
-    )  # fmt: skip
+        _flat(da),
+        _flat(w),
+        _flat(nothing),
+        _flat(x),
+        _plain(0),
+        activation,
+        shape,
+        (kh, kw),
+        (stride_h, stride_w),
+        (padding_top, padding_left),
+        (dilation_h, dilation_w),
+        (_plain(1), _plain(1)),
+        _plain(1),
+        room,
+        window(dx, 0, dx.size),
+        nothing,
+        part,
+        parts,
+    )
 
 
 @njit(**OPTIONS)
 def _conv2d_weight_grad(
-    x, da, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, dilation_h, dilation_w, groups, room, dw, db, part, parts,
-):  # fmt: skip
-    n, c, ih, iw = x.shape
+    x,
+    da,
+    stride_h,
+    stride_w,
+    padding_top,
+    padding_left,
+    padding_bottom,
+    padding_right,
+    dilation_h,
+    dilation_w,
+    groups,
+    room,
+    dw,
+    db,
+    part,
+    parts,
+):
+    n, _, ih, iw = x.shape
     o, cg, kh, kw = dw.shape
     shape = (n, groups, cg, ih, iw, o // groups, da.shape[2], da.shape[3])
     _correlate(
@@ -793,52 +1012,188 @@ def _conv2d_weight_grad(
 
 @njit(**OPTIONS)
 def _conv2d_backward(
-    dy, x, w, y, activation, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, dilation_h, dilation_w, groups, room, da, dx, dw, db, part, parts,
-):  # fmt: skip
+    dy,
+    x,
+    w,
+    y,
+    activation,
+    stride_h,
+    stride_w,
+    padding_top,
+    padding_left,
+    padding_bottom,
+    padding_right,
+    dilation_h,
+    dilation_w,
+    groups,
+    room,
+    da,
+    dx,
+    dw,
+    db,
+    part,
+    parts,
+):
     if part:  # the sums need all of da: the pieces of this kernel are what a team runs
         return
     _slope(dy, y, activation, da)
     _conv2d_input_grad(
-        da, w, x[:0], 0, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, dilation_h, dilation_w, groups, room, dx, 0, 1
-    )  # fmt: skip
+        da,
+        w,
+        x[:0],
+        0,
+        stride_h,
+        stride_w,
+        padding_top,
+        padding_left,
+        padding_bottom,
+        padding_right,
+        dilation_h,
+        dilation_w,
+        groups,
+        room,
+        dx,
+        0,
+        1,
+    )
     _conv2d_weight_grad(
-        x, da, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, dilation_h, dilation_w, groups, room, dw, db, 0, 1
-    )  # fmt: skip
+        x,
+        da,
+        stride_h,
+        stride_w,
+        padding_top,
+        padding_left,
+        padding_bottom,
+        padding_right,
+        dilation_h,
+        dilation_w,
+        groups,
+        room,
+        dw,
+        db,
+        0,
+        1,
+    )
 
 
 @njit(**OPTIONS)
 def _conv_transpose2d_forward(
-    x, w, b, activation, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, output_padding_h, output_padding_w, dilation_h, dilation_w, groups, room, y, part, parts,
-):  # fmt: skip
-    n, c, ih, iw = x.shape
+    x,
+    w,
+    b,
+    activation,
+    stride_h,
+    stride_w,
+    padding_top,
+    padding_left,
+    padding_bottom,
+    padding_right,
+    output_padding_h,
+    output_padding_w,
+    dilation_h,
+    dilation_w,
+    groups,
+    room,
+    y,
+    part,
+    parts,
+):
+    n, _, ih, iw = x.shape
     c, og, kh, kw = w.shape
     shape = (n, groups, c // groups, ih, iw, og, y.shape[2], y.shape[3])
     nothing = window(y, 0, 0)
     _convolve(
-        _flat(x), _flat(w), _flat(b), _flat(nothing), activation, 0, shape, (kh, kw), (stride_h, stride_w), (padding_top, padding_left), (dilation_h, dilation_w),
-        (1, 1), True, room, window(y, 0, y.size), nothing, part, parts,
-    )  # fmt: skip
+        _flat(x),
+        _flat(w),
+        _flat(b),
+        _flat(nothing),
+        activation,
+        _plain(0),
+        shape,
+        (kh, kw),
+        (stride_h, stride_w),
+        (padding_top, padding_left),
+        (dilation_h, dilation_w),
+        (_plain(1), _plain(1)),
+        _plain(1),
+        room,
+        window(y, 0, y.size),
+        nothing,
+        part,
+        parts,
+    )
 
 
 @njit(**OPTIONS)
 def _conv_transpose2d_input_grad(
-    da, w, x, activation, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, output_padding_h, output_padding_w, dilation_h, dilation_w, groups, room, dx, part, parts,
-):  # fmt: skip
-    n, c, ih, iw = dx.shape
+    da,
+    w,
+    x,
+    activation,
+    stride_h,
+    stride_w,
+    padding_top,
+    padding_left,
+    padding_bottom,
+    padding_right,
+    output_padding_h,
+    output_padding_w,
+    dilation_h,
+    dilation_w,
+    groups,
+    room,
+    dx,
+    part,
+    parts,
+):
+    n, _, ih, iw = dx.shape
     c, og, kh, kw = w.shape
     shape = (n, groups, og, da.shape[2], da.shape[3], c // groups, ih, iw)
     nothing = window(dx, 0, 0)
     _convolve(
-        _flat(da), _flat(w), _flat(nothing), _flat(x), 0, activation, shape, (kh, kw), (stride_h, stride_w), (padding_top, padding_left), (dilation_h, dilation_w),
-        (1, 1), False, room, window(dx, 0, dx.size), nothing, part, parts,
-    )  # fmt: skip
+        _flat(da),
+        _flat(w),
+        _flat(nothing),
+        _flat(x),
+        _plain(0),
+        activation,
+        shape,
+        (kh, kw),
+        (stride_h, stride_w),
+        (padding_top, padding_left),
+        (dilation_h, dilation_w),
+        (_plain(1), _plain(1)),
+        _plain(0),
+        room,
+        window(dx, 0, dx.size),
+        nothing,
+        part,
+        parts,
+    )
 
 
 @njit(**OPTIONS)
 def _conv_transpose2d_weight_grad(
-    x, da, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, output_padding_h, output_padding_w, dilation_h, dilation_w, groups, room, dw, db, part, parts,
-):  # fmt: skip
-    n, c, ih, iw = x.shape
+    x,
+    da,
+    stride_h,
+    stride_w,
+    padding_top,
+    padding_left,
+    padding_bottom,
+    padding_right,
+    output_padding_h,
+    output_padding_w,
+    dilation_h,
+    dilation_w,
+    groups,
+    room,
+    dw,
+    db,
+    part,
+    parts,
+):
+    n, _, ih, iw = x.shape
     c, og, kh, kw = dw.shape
     shape = (n, groups, og, da.shape[2], da.shape[3], c // groups, ih, iw)
     _correlate(
@@ -859,17 +1214,74 @@ def _conv_transpose2d_weight_grad(
 
 @njit(**OPTIONS)
 def _conv_transpose2d_backward(
-    dy, x, w, y, activation, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, output_padding_h, output_padding_w, dilation_h, dilation_w, groups, room, da, dx, dw, db, part, parts,
-):  # fmt: skip
-    if part:
+    dy,
+    x,
+    w,
+    y,
+    activation,
+    stride_h,
+    stride_w,
+    padding_top,
+    padding_left,
+    padding_bottom,
+    padding_right,
+    output_padding_h,
+    output_padding_w,
+    dilation_h,
+    dilation_w,
+    groups,
+    room,
+    da,
+    dx,
+    dw,
+    db,
+    part,
+    parts,
+):
+    if part:  # as in `_conv2d_backward`
         return
     _slope(dy, y, activation, da)
     _conv_transpose2d_input_grad(
-        da, w, x[:0], 0, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, output_padding_h, output_padding_w, dilation_h, dilation_w, groups, room, dx, 0, 1
-    )  # fmt: skip
+        da,
+        w,
+        x[:0],
+        0,
+        stride_h,
+        stride_w,
+        padding_top,
+        padding_left,
+        padding_bottom,
+        padding_right,
+        output_padding_h,
+        output_padding_w,
+        dilation_h,
+        dilation_w,
+        groups,
+        room,
+        dx,
+        0,
+        1,
+    )
     _conv_transpose2d_weight_grad(
-        x, da, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, output_padding_h, output_padding_w, dilation_h, dilation_w, groups, room, dw, db, 0, 1
-    )  # fmt: skip
+        x,
+        da,
+        stride_h,
+        stride_w,
+        padding_top,
+        padding_left,
+        padding_bottom,
+        padding_right,
+        output_padding_h,
+        output_padding_w,
+        dilation_h,
+        dilation_w,
+        groups,
+        room,
+        dw,
+        db,
+        0,
+        1,
+    )
 
 
 # --- weights of an upsampling and a convolution in one ---------------------------------------------
@@ -879,7 +1291,7 @@ def _conv_transpose2d_backward(
 def _spread_weight(w, turned, factor_h, factor_w, v, part, parts):
     """v = w, each element added to a field of the factors; `turned`: its channels swapped, by half a turn."""
     kh, kw = w.shape[2:]
-    inputs, outputs, vh, vw = v.shape
+    inputs, outputs = v.shape[:2]
     for c in range(*share(inputs, part, parts)):
         for o in range(outputs):
             v[c, o] = 0
@@ -895,7 +1307,7 @@ def _spread_weight(w, turned, factor_h, factor_w, v, part, parts):
 def _gather_weight(dv, turned, factor_h, factor_w, dw, part, parts):
     """dw = the sums of dv over the fields that its elements were added to."""
     kh, kw = dw.shape[2:]
-    inputs, outputs, vh, vw = dv.shape
+    inputs, outputs = dv.shape[:2]
     for c in range(*share(inputs, part, parts)):
         for o in range(outputs):
             for i in range(kh):
@@ -938,8 +1350,20 @@ def _upsample_conv_transpose2d_weight_grad(dv, factor_h, factor_w, dw, part, par
 
 @njit(**OPTIONS)
 def _max_pool2d_forward(
-    x, kernel_h, kernel_w, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, y, position, part, parts
-):  # fmt: skip
+    x,
+    kernel_h,
+    kernel_w,
+    stride_h,
+    stride_w,
+    padding_top,
+    padding_left,
+    padding_bottom,
+    padding_right,
+    y,
+    position,
+    part,
+    parts,
+):
     n, channels, ih, iw = x.shape
     oh, ow = y.shape[2:]
     axis_h = (kernel_h, stride_h, 1, padding_top, ih)
@@ -948,7 +1372,7 @@ def _max_pool2d_forward(
     where = room(x)
     for image in range(*share(n * channels, part, parts)):
         for p in range(oh):
-            u_first, _, u_count, i, _ = _reach(p, axis_h, False)
+            u_first, _, u_count, i, _ = _reach(p, axis_h, _plain(0))
             for left in range(0, ow, where.size):
                 width = min(where.size, ow - left)
                 best = window(y, (image * oh + p) * ow + left, width)
@@ -972,8 +1396,22 @@ def _max_pool2d_forward(
 
 @njit(**OPTIONS)
 def _max_pool2d_backward(
-    dy, position, y, activation, kernel_h, kernel_w, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, dx, part, parts
-):  # fmt: skip
+    dy,
+    position,
+    y,
+    activation,
+    kernel_h,
+    kernel_w,
+    stride_h,
+    stride_w,
+    padding_top,
+    padding_left,
+    padding_bottom,
+    padding_right,
+    dx,
+    part,
+    parts,
+):
     n, channels, ih, iw = dx.shape
     oh, ow = dy.shape[2:]
     axis_h = (kernel_h, stride_h, 1, padding_top, ih)
@@ -984,7 +1422,7 @@ def _max_pool2d_backward(
     for image in range(*share(n * channels, part, parts)):
         window(dx, image * ih * iw, ih * iw)[:] = 0
         for p in range(oh):
-            u_first, _, u_count, i, _ = _reach(p, axis_h, False)
+            u_first, _, u_count, i, _ = _reach(p, axis_h, _plain(0))
             for left in range(0, ow, slope.size):
                 width = min(slope.size, ow - left)
                 at = (image * oh + p) * ow + left
@@ -1005,8 +1443,20 @@ def _max_pool2d_backward(
 
 @njit(**OPTIONS)
 def _avg_pool2d_forward(
-    x, kernel_h, kernel_w, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, count_include_pad, y, part, parts
-):  # fmt: skip
+    x,
+    kernel_h,
+    kernel_w,
+    stride_h,
+    stride_w,
+    padding_top,
+    padding_left,
+    padding_bottom,
+    padding_right,
+    count_include_pad,
+    y,
+    part,
+    parts,
+):
     n, channels, ih, iw = x.shape
     oh, ow = y.shape[2:]
     axis_h = (kernel_h, stride_h, 1, padding_top, ih)
@@ -1014,7 +1464,7 @@ def _avg_pool2d_forward(
     real = x.dtype.type
     for image in range(*share(n * channels, part, parts)):
         for p in range(oh):
-            _, _, u_count, i, _ = _reach(p, axis_h, False)
+            _, _, u_count, i, _ = _reach(p, axis_h, _plain(0))
             total = window(y, (image * oh + p) * ow, ow)
             total[:] = 0
             for u in range(u_count):
@@ -1029,13 +1479,27 @@ def _avg_pool2d_forward(
                     total[q] /= count
             else:
                 for q in range(ow):
-                    total[q] /= real(u_count * _reach(q, axis_w, False)[2])
+                    total[q] /= real(u_count * _reach(q, axis_w, _plain(0))[2])
 
 
 @njit(**OPTIONS)
 def _avg_pool2d_backward(
-    dy, x, activation, kernel_h, kernel_w, stride_h, stride_w, padding_top, padding_left, padding_bottom, padding_right, count_include_pad, dx, part, parts
-):  # fmt: skip
+    dy,
+    x,
+    activation,
+    kernel_h,
+    kernel_w,
+    stride_h,
+    stride_w,
+    padding_top,
+    padding_left,
+    padding_bottom,
+    padding_right,
+    count_include_pad,
+    dx,
+    part,
+    parts,
+):
     n, channels, ih, iw = dx.shape
     oh, ow = dy.shape[2:]
     axis_h = (kernel_h, stride_h, 1, padding_top, ih)
@@ -1046,7 +1510,7 @@ def _avg_pool2d_backward(
         whole = window(dx, image * ih * iw, ih * iw)
         whole[:] = 0
         for p in range(oh):
-            _, _, u_count, i, _ = _reach(p, axis_h, False)
+            _, _, u_count, i, _ = _reach(p, axis_h, _plain(0))
             for left in range(0, ow, share_of.size):
                 width = min(share_of.size, ow - left)
                 slope = window(dy, (image * oh + p) * ow + left, width)
@@ -1056,7 +1520,7 @@ def _avg_pool2d_backward(
                         share_of[q] = slope[q] / count
                 else:
                     for q in range(width):
-                        share_of[q] = slope[q] / real(u_count * _reach(left + q, axis_w, False)[2])
+                        share_of[q] = slope[q] / real(u_count * _reach(left + q, axis_w, _plain(0))[2])
                 for u in range(u_count):
                     row = window(dx, (image * ih + i + u) * iw, iw)
                     for v in range(kernel_w):
@@ -1107,7 +1571,7 @@ def _upsample2d_backward(dy, x, activation, factor_h, factor_w, dx, part, parts)
 @njit(**OPTIONS)
 def _batchnorm2d_forward(
     x, gamma, beta, activation, epsilon, momentum, running_mean, running_var, y, mean, inv_std, part, parts
-):  # fmt: skip
+):
     n, channels, ih, iw = x.shape
     area = ih * iw
     real = x.dtype.type
@@ -1145,9 +1609,7 @@ def _batchnorm2d_forward(
 
 
 @njit(**OPTIONS)
-def _batchnorm2d_inference(
-    x, gamma, beta, running_mean, running_var, activation, epsilon, y, part, parts
-):  # fmt: skip
+def _batchnorm2d_inference(x, gamma, beta, running_mean, running_var, activation, epsilon, y, part, parts):
     n, channels, ih, iw = x.shape
     area = ih * iw
     least = x.dtype.type(epsilon)
@@ -1161,9 +1623,7 @@ def _batchnorm2d_inference(
 
 
 @njit(**OPTIONS)
-def _batchnorm2d_backward(
-    dy, x, gamma, y, mean, inv_std, activation, dx, dgamma, dbeta, part, parts
-):  # fmt: skip
+def _batchnorm2d_backward(dy, x, gamma, y, mean, inv_std, activation, dx, dgamma, dbeta, part, parts):
     n, channels, ih, iw = x.shape
     area = ih * iw
     real = x.dtype.type

@@ -41,6 +41,11 @@ REALS = {"f": types.float32, "d": types.float64}
 
 ROOM = 256
 
+# Products of fewer multiply-adds than this are one block, and so one thread's.
+_GRAIN = 1 << 19
+_MOST_BLOCKS = 8
+_NARROWEST = 64
+
 _SPINS = 4000  # looks at a barrier, some microseconds, before the thread gives up its core
 
 
@@ -94,6 +99,7 @@ def at(typing, pointer, offset, dtype):
 
 
 def data(context, builder, type_, value):
+    """Pointer to the first element of an array, in LLVM's terms."""
     return context.make_array(type_)(context, builder, value).data
 
 
@@ -283,6 +289,18 @@ def meet(state, parts):
 def share(size, part, parts):
     """Range of a part."""
     return size * part // parts, size * (part + 1) // parts
+
+
+@njit(**OPTIONS)
+def count_blocks(size, work):
+    """Number of blocks that `size` rows or columns of a product are cut into: a matter of its dims alone."""
+    return max(1, min(size // _NARROWEST, work // _GRAIN, _MOST_BLOCKS))
+
+
+@njit(**OPTIONS)
+def edge(size, block, blocks):
+    """Where a block begins: at a multiple of 16."""
+    return size if block == blocks else size * block // blocks // 16 * 16
 
 
 @njit(**OPTIONS)
