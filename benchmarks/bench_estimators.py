@@ -7,7 +7,7 @@ import fastae
 from fastae import Autoencoder, Trainer, datasets
 
 from .machine import instruction_set
-from .summary import ESTIMATOR_FIT, MLP, ONE_ROW, TRAINER
+from .summary import MLP, ONE_ROW, TRAINER, estimator_fit
 
 pytestmark = pytest.mark.benchmark(max_time=1.0)
 
@@ -20,10 +20,15 @@ def rows(dtype):
     return (images.reshape(len(images), -1) / 16).astype(dtype)
 
 
-def autoencoder(backend_name):
+#: Rows of a batch: the default of both, where large products take most of the time, and a usual one.
+BATCHES = (200, 32)
+
+
+def autoencoder(backend_name, batch=200):
     return Autoencoder(
         LATENT,
         (HIDDEN,),
+        batch_size=batch,
         max_iter=EPOCHS,
         n_iter_no_change=EPOCHS,
         random_state=0,
@@ -51,12 +56,13 @@ def seed_of(random_state):
     return int(np.random.RandomState(random_state).randint(2**31 - 1))
 
 
-def mlp():
+def mlp(batch):
     """MLPRegressor of the same widths. Its code has a relu too: it knows one activation."""
     from sklearn.neural_network import MLPRegressor
 
     return MLPRegressor(
         hidden_layer_sizes=(HIDDEN, LATENT, HIDDEN),
+        batch_size=batch,
         max_iter=EPOCHS,
         n_iter_no_change=EPOCHS,
         random_state=0,
@@ -67,30 +73,32 @@ def error_of(again, rows):
     return float(np.mean((again.astype(float) - rows) ** 2))
 
 
+@pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("what", ["estimator", "trainer"])
-def test_fit(what, rows, backend_name, module, dtype, measure):
+def test_fit(what, batch, rows, backend_name, module, dtype, measure):
     if backend_name == "scalar":
         pytest.skip(f"scalar: {EPOCHS} epochs take it minutes")
-    model = autoencoder(backend_name).fit(rows)
+    model = autoencoder(backend_name, batch).fit(rows)
     train = trained(model, rows)
     assert train() == model.loss_curve_
     measure(
         train if what == "trainer" else lambda: model.fit(rows),
-        group=ESTIMATOR_FIT,
+        group=estimator_fit(batch),
         backend=f"{backend_name}{TRAINER if what == 'trainer' else ''}",
         dtype=dtype,
         instruction_set=instruction_set(module),
     )
 
 
+@pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer")  # so many epochs were asked for
-def test_fit_of_mlp_regressor(rows, dtype, measure):
+def test_fit_of_mlp_regressor(batch, rows, dtype, measure):
     """At equal epochs the autoencoder must have the lower loss, or its speed says nothing."""
-    model = mlp().fit(rows, rows)
+    model = mlp(batch).fit(rows, rows)
     assert model.n_iter_ == EPOCHS
-    ours = autoencoder("numpy").fit(rows)
+    ours = autoencoder("numpy", batch).fit(rows)
     assert error_of(ours.reconstruct(rows), rows) <= error_of(model.predict(rows), rows)
-    measure(lambda: model.fit(rows, rows), group=ESTIMATOR_FIT, backend=MLP, dtype=dtype, rounds=5)
+    measure(lambda: model.fit(rows, rows), group=estimator_fit(batch), backend=MLP, dtype=dtype, rounds=5)
 
 
 def test_transform_of_one_row(rows, backend_name, module, dtype, measure):

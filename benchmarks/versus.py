@@ -36,6 +36,7 @@ from . import contenders as training
 from .kernel_cases import assert_close
 from .machine import IMPORTS, fresh_python, one_thread, unavailable
 from .summary import (
+    ESTIMATOR_GOALS,
     GOALS,
     HISTORICAL_SCALAR,
     HISTORICAL_VECTOR,
@@ -157,13 +158,13 @@ def input_layer(missing: Mapping[str, str]) -> dict[str, Contender]:
     return contenders
 
 
-def estimator(missing: Mapping[str, str]) -> dict[str, Contender]:
+def estimator(missing: Mapping[str, str], batch: int) -> dict[str, Contender]:
     """Contenders of a fit of the digits: MLPRegressor, the estimator, and the Trainer alone."""
     from . import bench_estimators as digits
 
     images, _ = datasets.digits()
     rows = (images.reshape(len(images), -1) / 16).astype("float32")
-    other = digits.mlp()
+    other = digits.mlp(batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # so many epochs were asked for
         other.fit(rows, rows)
@@ -176,7 +177,7 @@ def estimator(missing: Mapping[str, str]) -> dict[str, Contender]:
     contenders = {MLP: Contender(reference, 1)}
     for name in ("numpy", "numba", "cython"):
         if name not in missing:
-            model = digits.autoencoder(name).fit(rows)
+            model = digits.autoencoder(name, batch).fit(rows)
             if -model.score(rows) > digits.error_of(other.predict(rows), rows):
                 raise AssertionError(f"{name}: expected a loss no greater than that of {MLP}")
             train = digits.trained(model, rows)
@@ -253,31 +254,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A turn of the published scalar form takes longer than all others together.
         goals = {"cython float64": 4000.0, "cython float32": 8000.0}
         layer = interleave(input_layer(missing), max(3, options.rounds // 20), goals)
-        fits = interleave(estimator(missing), max(3, options.rounds // 5), {"cython": 5.0})
+        fits = {}
+        for batch in (200, 32):
+            goals = {n: g for (n, dtype, b), g in ESTIMATOR_GOALS.items() if (dtype, b) == ("float32", batch)}
+            fits[batch] = interleave(estimator(missing, batch), max(3, options.rounds // 5), goals)
     start = interleave(imports(), max(5, options.rounds // 20), {})
     print(table(f"Input layer forward, B=20, 225 -> 75; ratio: {HISTORICAL_SCALAR} / contender", layer))
     print()
-    print(table(f"Autoencoder.fit of the digits, 20 epochs, float32; ratio: {MLP} / contender", fits))
-    taken = {r.name: r for r in fits}
-    for name in ("numpy", "numba", "cython"):
-        if name in taken:
-            whole, alone = taken[name], taken[name + TRAINER]
-            print(
-                f"  {name}: the estimator takes {whole.median / alone.median:.3f}x the time of its Trainer, "
-                f"{whole.minimum / alone.minimum:.3f}x by minima (goal: at most 1.05x)"
-            )
-    print()
+    for batch, results in fits.items():
+        title = f"Autoencoder.fit of the digits, 20 epochs, B={batch}, float32; ratio: {MLP} / contender"
+        print(table(title, results))
+        taken = {r.name: r for r in results}
+        for name in ("numpy", "numba", "cython"):
+            if name in taken:
+                whole, alone = taken[name], taken[name + TRAINER]
+                print(
+                    f"  {name}: the estimator takes {whole.median / alone.median:.3f}x the time of its "
+                    f"Trainer, {whole.minimum / alone.minimum:.3f}x by minima (goal: at most 1.05x)"
+                )
+        print()
     for r in start[1:]:
         added = 1e3 * (r.minimum - start[0].minimum)
         print(f"A fresh process that imports {r.name}: {added:+.0f} ms over one that imports numpy (minima)")
-    if min(r.share for results in (*steps.values(), layer, fits) for r in results) < 0.95:
+    if min(r.share for results in (*steps.values(), *fits.values(), layer) for r in results) < 0.95:
         print("The machine was BUSY (cpu under 95 %): other work interrupts long turns, not short ones, so")
         print("that ratios between the two come out too high. Run again when it is idle.")
     for name, reason in missing.items():
         print(f"missing: {name}: {reason}")
     if options.json:
         results = {f"training step of {name}": step for name, step in steps.items()}
-        results |= {"input layer": layer, "Autoencoder.fit": fits, "import": start}
+        results |= {f"Autoencoder.fit, B={batch}": fit for batch, fit in fits.items()}
+        results |= {"input layer": layer, "import": start}
         text = {title: [asdict(r) for r in rs] for title, rs in results.items()}
         options.json.write_text(json.dumps({**text, "missing": missing}, indent=2) + "\n")
     return 0

@@ -160,7 +160,10 @@ class _Estimator(CallbackSupportMixin, BaseEstimator):
         for name in ("shuffle", "warm_start", "early_stopping"):
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise TypeError(f"{name}: expected True or False, given {getattr(self, name)!r:.50}")
-        check_random_state(self.random_state)
+        if isinstance(self.random_state, int | np.integer):
+            integer("random_state", self.random_state, 0, 2**32 - 1)  # seeding one takes a while
+        else:
+            check_random_state(self.random_state)
         real_number("tol", self.tol, 0)
         if not isinstance(self.verbose, bool | np.bool_):
             integer("verbose", self.verbose, 0, 2)
@@ -1068,15 +1071,16 @@ def _code_statistics(
     trainer: Trainer, rows: Array, weights: Array | None, before: tuple[float, Array, Array] | None
 ) -> dict[str, Any]:
     """Mean and covariance of the codes of rows, and of earlier ones, which count for less and less."""
-    codes = trainer.encode(rows).reshape(len(rows), -1).astype(np.float64)
+    # A row for each code: the sums below run along what lies together.
+    codes = np.ascontiguousarray(trainer.encode(rows).reshape(len(rows), -1).T, np.float64)
     total = float(len(rows) if weights is None else weights.sum())
-    mean = np.average(codes, axis=0, weights=weights)
-    codes -= mean
-    weighed = codes if weights is None else codes * weights[:, None]
-    if codes.size * codes.shape[1] < _SMALL_PRODUCT:  # waking BLAS's threads takes longer
-        covariance = np.einsum("ni,nj->ij", codes, weighed) / total
+    mean = (codes.sum(axis=1) if weights is None else codes @ weights) / total
+    codes -= mean[:, None]
+    weighed = codes if weights is None else codes * weights
+    if codes.size * len(codes) < _SMALL_PRODUCT:  # waking BLAS's threads takes longer
+        covariance = np.einsum("in,jn->ij", codes, weighed) / total
     else:
-        covariance = codes.T @ weighed / total
+        covariance = codes @ weighed.T / total
     if before is not None:
         earlier = min(before[0], _MEMORY * total)
         share = total / (total + earlier)
