@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -298,6 +299,36 @@ def test_a_save_in_the_middle_of_an_epoch(tmp_path):
     # A new fit in place of that one does not begin with the old order again.
     losses = [t.fit(x, epochs=1, sampling="replacement").loss for t in (fastae.load(path), broken)]
     assert losses[0] == losses[1]
+
+
+def test_every_epoch_can_be_gone_on_from(tmp_path):
+    """Where a plateau has lowered the rate that a schedule set, too."""
+    path, rates = tmp_path / "a", []
+
+    class Keep:
+        def on_epoch_end(self, trainer, epoch, logs):
+            rates.append(trainer.learning_rate)
+            if path.exists():  # of the epoch before: a checkpoint comes last
+                shutil.copy(path, tmp_path / str(epoch - 1))
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    def run(trainer, last, **more):
+        x = np.random.default_rng(5).random((43, WIDTH))
+        trainer.fit(
+            x, epochs=30, validation_split=0.1, callbacks=[*callbacks(), last, Checkpoint(path)], **more
+        )
+        return trainer
+
+    whole = run(make(), Keep())
+    cosine = [CosineDecay(60).rate(epoch, 0.01) for epoch in range(1, 31)]
+    assert any(rate < wanted for rate, wanted in zip(rates, cosine, strict=True))  # a plateau was there
+    for epoch in range(1, 30):
+        assert_same(run(make(), Keep(), resume=tmp_path / str(epoch)), whole)
 
 
 def test_a_callback_of_ones_own_has_its_state(tmp_path):
