@@ -615,6 +615,7 @@ def _normalise(
     real = x.dtype.type
     one, least, weight = real(1), real(epsilon), real(momentum)
     count, unbiased = real(n), real(n / max(n - 1, 1))
+    slope = room(x)
     for left in range(start, stop, _PANEL):
         size = min(_PANEL, stop - left)
         centre, scale = window(mean, left, size), window(inv_std, left, size)
@@ -632,10 +633,12 @@ def _normalise(
             spread[j] += weight * (var * unbiased - spread[j])
             scale[j] = one / root(var + least)
         factor, shift = window(gamma, left, size), window(beta, left, size)
+        for j in range(size):
+            slope[j] = factor[j] * scale[j]
         for first in range(left, left + n * m, m):
             row, source = window(y, first, size), window(x, first, size)
             for j in range(size):
-                row[j] = factor[j] * ((source[j] - centre[j]) * scale[j]) + shift[j]
+                row[j] = (source[j] - centre[j]) * slope[j] + shift[j]
             activate(row, activation)
 
 
