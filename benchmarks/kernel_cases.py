@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -14,9 +13,20 @@ from fastae.kernels.table import ACTIVATIONS, KERNELS, Array, Constant, Kernel
 #: AutoEncNet: B = 20 rows, D = 225 pixels, P = 75 hidden units, 39675 trained parameters. A batch is gathered
 #: from as many images as it has rows, each once: then the bytes the table counts are the bytes that move.
 SIZES = {"n": 20, "k": 225, "m": 75, "p": 39675, "r": 20}
+#: Images of 14 x 14, small enough for the scalar loops, with as many channels as fill a vector in part.
+SIZES |= {"c": 4, "cg": 4, "o": 8, "og": 8, "ih": 14, "iw": 14, "kh": 3, "kw": 3, "vh": 4, "vw": 4}
 OTHER_SIZE = 16  # of a dim this file has not heard of
 
 CONSTANTS = {"learning_rate": 1e-4, "stride": 3, "rate": 0.2, "stddev": 0.1}
+CONSTANTS |= {f"{name}_{end}": 2 for name in ("kernel", "pool", "factor") for end in ("h", "w")}
+
+#: By how a kernel's name begins: a convolution as large as its image, a transposed one and poolings by 2.
+GEOMETRY = {
+    "conv2d": {"padding": 1},
+    "conv_transpose2d": {"stride": 2, "padding": 1, "output_padding": 1},
+    "max_pool2d": {"stride": 2},
+    "avg_pool2d": {"stride": 2},
+}
 
 #: Variances and sums of squares, which are not negative, under whatever role.
 POSITIVE = ("running_var", "inv_std", "sample_weight")
@@ -32,9 +42,13 @@ def activations(kernel: Kernel) -> list[str]:
 def constants(kernel: Kernel, activation: str) -> dict[str, object]:
     """A value for every constant of the row; activations by name."""
 
+    geometry: dict[str, int] = next((g for name, g in GEOMETRY.items() if kernel.name.startswith(name)), {})
+
     def value(c: Constant) -> object:
         if c.kind == "activation":
             return activation
+        if c.part_of in geometry:
+            return geometry[c.part_of]
         if c.name in CONSTANTS:
             return CONSTANTS[c.name]
         if c.default is not None:
@@ -51,9 +65,8 @@ def dims(kernel: Kernel, values: Mapping[str, object]) -> dict[str, int]:
     sizes = {d: SIZES.get(d, OTHER_SIZE) for d in kernel.dims}
     if kernel.loss and "m" in sizes:
         sizes["m"] = SIZES["k"]
-    for name, rule in kernel.derived.items():
-        sizes[name] = rule(SimpleNamespace(**sizes, **values))
-    return sizes
+    given = {name: size for name, size in sizes.items() if name not in kernel.derived}
+    return sizes | kernel.derive(given | dict(values))
 
 
 def _fill(kernel: Kernel, a: Array, sizes: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:
@@ -63,6 +76,8 @@ def _fill(kernel: Kernel, a: Array, sizes: Mapping[str, int], rng: np.random.Gen
             return np.arange(3, 3 + int(a.dims[0]))
         count = int(np.prod(shape))
         return rng.permutation(count).reshape(shape) % sizes.get("r", min(sizes.values()))
+    if a.name == "position":  # in windows of 2 by 2 that all lie in the image
+        return rng.integers(0, 4, shape).astype(np.float64)
     if a.role in ("out", "work"):
         return np.full(shape, np.nan)
     # States may be second moments and losses may take logarithms: both want values inside (0, 1).

@@ -14,12 +14,17 @@ INPUT_LAYER = "input layer forward, as published (B=20, 225 -> 75)"
 FIT = "Trainer.fit of autoencnet, one epoch (50 updates)"
 IMPORT = "import (fresh process)"
 FIRST_CALL = "first call (fresh process)"
+ESTIMATOR_FIT = "Autoencoder.fit of 1797 digits, 64-64-16-64-64, 20 epochs"
+ONE_ROW = "Autoencoder.transform of one row"
 
 HISTORICAL_SCALAR = "historical scalar"
 HISTORICAL_VECTOR = "historical vector"
 TORCH = "PyTorch eager"
 TORCH_UNFUSED = "PyTorch eager, plain Adam"
 TORCH_COMPILED = "PyTorch compiled"
+MLP = "MLPRegressor"
+#: Behind the name of a backend: the same without the estimator around it.
+TRAINER = ", Trainer alone"
 
 #: How many times faster than PyTorch eager a training step is to be, by system and backend.
 GOALS = {
@@ -150,6 +155,15 @@ def headlines(all_rows: Sequence[Row]) -> list[Ratio]:
     ):
         sides = (INPUT_LAYER, HISTORICAL_SCALAR, "float64"), (INPUT_LAYER, name, dtype)
         wanted.append((f"input layer: {HISTORICAL_SCALAR} / {name} {dtype}", sides, goal, False))
+    for name in ("numpy", "numba", "cython"):
+        for dtype in ("float32", "float64"):
+            ours = (ESTIMATOR_FIT, name, dtype)
+            for other, sides, goal, at_most in (
+                (MLP, ((ESTIMATOR_FIT, MLP, dtype), ours), 5.0 if name == "cython" else None, False),
+                ("Trainer", (ours, (ESTIMATOR_FIT, name + TRAINER, dtype)), 1.05, True),
+            ):
+                pair = f"{name} / {other}" if at_most else f"{other} / {name}"
+                wanted.append((f"Autoencoder.fit: {pair} {dtype}", sides, goal, at_most))
     ratios = []
     for label, (slow, fast), goal, at_most in wanted:
         a, b = _find(all_rows, *slow), _find(all_rows, *fast)
@@ -165,6 +179,15 @@ def import_cost(all_rows: Sequence[Row]) -> str | None:
         return None
     added = 1e3 * (whole.minimum - numpy_alone.minimum)
     return f"import fastae adds {added:.0f} ms to import numpy, least of each (goal: at most 50 ms)"
+
+
+def one_row(all_rows: Sequence[Row]) -> str | None:
+    """What the transform of one row costs."""
+    times = {r.backend: 1e6 * r.median for r in all_rows if (r.group, r.dtype) == (ONE_ROW, "float32")}
+    if not times:
+        return None
+    text = ", ".join(f"{name} {time:.0f}" for name, time in times.items() if name != "scalar")
+    return f"Autoencoder.transform of one row, us: {text} (goal: at most 150)"
 
 
 def notes(all_rows: Sequence[Row], info: Mapping) -> list[str]:
@@ -203,5 +226,7 @@ def lines(benchmarks: Iterable[Mapping], info: Mapping) -> list[str]:
     for h in found:
         goal = h.goal_text and f"   (goal: {h.goal_text})"
         text.append(f"  {h.label:<{width}} {h.ratio:>10.2f}x{goal}")
-    cost = import_cost(all_rows)
-    return text + (["", cost] if cost else [])
+    for cost in (import_cost(all_rows), one_row(all_rows)):
+        if cost:
+            text += ["", cost]
+    return text

@@ -8,6 +8,8 @@ Training step: every system in its published batches, float32, one thread. fasta
 several updates divided by them; PyTorch's, eager with fused Adam, is a loop of steps. The scalar backend
 sits out: it takes seconds to minutes. On systems of images PyTorch also runs with its plain Adam, and
 compiled. Input layer: dense_forward against the published scalar form.
+
+Estimator: a fit of the digits, beside MLPRegressor and the Trainer alone.
 Import: fresh processes; ``import fastae`` is to add at most 50 ms to ``import numpy``.
 Losses and outputs are compared with the reference before the clock starts.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +28,7 @@ from time import perf_counter, process_time
 
 import numpy as np
 
-from fastae import backend, historical
+from fastae import backend, datasets, historical
 from fastae.kernels.table import ACTIVATIONS
 from fastae.plots import duration
 
@@ -36,10 +39,12 @@ from .summary import (
     GOALS,
     HISTORICAL_SCALAR,
     HISTORICAL_VECTOR,
+    MLP,
     NUMBA_LIMIT,
     TORCH,
     TORCH_COMPILED,
     TORCH_UNFUSED,
+    TRAINER,
 )
 
 #: Seconds after which a system's rounds end, once there were LEAST_ROUNDS.
@@ -152,6 +157,36 @@ def input_layer(missing: Mapping[str, str]) -> dict[str, Contender]:
     return contenders
 
 
+def estimator(missing: Mapping[str, str]) -> dict[str, Contender]:
+    """Contenders of a fit of the digits: MLPRegressor, the estimator, and the Trainer alone."""
+    from . import bench_estimators as digits
+
+    images, _ = datasets.digits()
+    rows = (images.reshape(len(images), -1) / 16).astype("float32")
+    other = digits.mlp()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so many epochs were asked for
+        other.fit(rows, rows)
+
+    def reference() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other.fit(rows, rows)
+
+    contenders = {MLP: Contender(reference, 1)}
+    for name in ("numpy", "numba", "cython"):
+        if name not in missing:
+            model = digits.autoencoder(name).fit(rows)
+            if -model.score(rows) > digits.error_of(other.predict(rows), rows):
+                raise AssertionError(f"{name}: expected a loss no greater than that of {MLP}")
+            train = digits.trained(model, rows)
+            if train() != model.loss_curve_:
+                raise AssertionError(f"{name}: the estimator trains otherwise than its Trainer")
+            contenders[name] = Contender(lambda model=model: model.fit(rows), 1)
+            contenders[name + TRAINER] = Contender(train, 1)
+    return contenders
+
+
 def imports() -> dict[str, Contender]:
     """Fresh processes that import NumPy, and fastae on top of it."""
     return {label: Contender(lambda c=code: fresh_python("-c", c), 1) for label, code in IMPORTS.items()}
@@ -218,20 +253,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A turn of the published scalar form takes longer than all others together.
         goals = {"cython float64": 4000.0, "cython float32": 8000.0}
         layer = interleave(input_layer(missing), max(3, options.rounds // 20), goals)
+        fits = interleave(estimator(missing), max(3, options.rounds // 5), {"cython": 5.0})
     start = interleave(imports(), max(5, options.rounds // 20), {})
     print(table(f"Input layer forward, B=20, 225 -> 75; ratio: {HISTORICAL_SCALAR} / contender", layer))
+    print()
+    print(table(f"Autoencoder.fit of the digits, 20 epochs, float32; ratio: {MLP} / contender", fits))
+    taken = {r.name: r for r in fits}
+    for name in ("numpy", "numba", "cython"):
+        if name in taken:
+            whole, alone = taken[name], taken[name + TRAINER]
+            print(
+                f"  {name}: the estimator takes {whole.median / alone.median:.3f}x the time of its Trainer, "
+                f"{whole.minimum / alone.minimum:.3f}x by minima (goal: at most 1.05x)"
+            )
     print()
     for r in start[1:]:
         added = 1e3 * (r.minimum - start[0].minimum)
         print(f"A fresh process that imports {r.name}: {added:+.0f} ms over one that imports numpy (minima)")
-    if min(r.share for results in (*steps.values(), layer) for r in results) < 0.95:
+    if min(r.share for results in (*steps.values(), layer, fits) for r in results) < 0.95:
         print("The machine was BUSY (cpu under 95 %): other work interrupts long turns, not short ones, so")
         print("that ratios between the two come out too high. Run again when it is idle.")
     for name, reason in missing.items():
         print(f"missing: {name}: {reason}")
     if options.json:
         results = {f"training step of {name}": step for name, step in steps.items()}
-        results |= {"input layer": layer, "import": start}
+        results |= {"input layer": layer, "Autoencoder.fit": fits, "import": start}
         text = {title: [asdict(r) for r in rs] for title, rs in results.items()}
         options.json.write_text(json.dumps({**text, "missing": missing}, indent=2) + "\n")
     return 0

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what type checkers and editors read instead of _HOME
         backend,
         callbacks,
         datasets,
+        export,
         initializers,
         layers,
         losses,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:  # what type checkers and editors read instead of _HOME
         ReduceOnPlateau,
         StepDecay,
     )
+    from fastae.estimator import Autoencoder as Autoencoder
+    from fastae.estimator import AutoencoderOutlierDetector as AutoencoderOutlierDetector
     from fastae.history import DivergenceError, History
     from fastae.layers import (
         Activation,
@@ -68,6 +71,7 @@ _HOME = {
     "backend": "backend",
     "callbacks": "callbacks",
     "datasets": "datasets",
+    "export": "export",
     "initializers": "initializers",
     "layers": "layers",
     "losses": "losses",
@@ -90,6 +94,8 @@ _HOME = {
     "Progress": "callbacks",
     "ReduceOnPlateau": "callbacks",
     "StepDecay": "callbacks",
+    "Autoencoder": "estimator",
+    "AutoencoderOutlierDetector": "estimator",
     "DivergenceError": "history",
     "History": "history",
     "Activation": "layers",
@@ -118,6 +124,9 @@ _HOME = {
     "load": "persistence",
     "Trainer": "trainer",
 }
+
+#: Names whose import needs more than NumPy: ``from fastae import *`` leaves them out.
+_EXTRA = ("Autoencoder", "AutoencoderOutlierDetector")
 
 __all__ = [
     "SGD",
@@ -159,6 +168,7 @@ __all__ = [
     "backend",
     "callbacks",
     "datasets",
+    "export",
     "get_backend",
     "initializers",
     "layers",
@@ -187,4 +197,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    from importlib.util import find_spec
+
+    return sorted([*__all__, *(_EXTRA if find_spec("sklearn") else ())])

@@ -91,6 +91,11 @@ class Recipe:
                     raise ValueError(f"{name} must have numbers or texts under names; got {key!r}: {value!r}")
             object.__setattr__(self, name, MappingProxyType(dict(figures)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy: a read-only view of a dict cannot be pickled, the dict can."""
+        values = [getattr(self, f.name) for f in fields(self)]
+        return type(self), tuple(dict(v) if isinstance(v, MappingProxyType) else v for v in values)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -27,6 +27,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -274,6 +275,14 @@ class Trainer:
             history=self.history,
             position=self._position,
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy as a file would: what a fit goes on from, no arena and no threads."""
+        with self._exclusive():
+            state = self._state()
+            if (at := state.position) is not None:
+                state = replace(state, position=replace(at, callbacks=(), loaded=at.states()))
+            return persistence.new_trainer, (deepcopy(state),)
 
     def _take(self, state: State) -> None:
         """Go on from a state of the same declaration."""

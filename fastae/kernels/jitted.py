@@ -10,8 +10,8 @@
 
 Both forms are generated from the row of ``table.py`` and compiled when they are first asked for, by
 kernel and dtype, with explicit signatures; Numba keeps them on disk. No network is ever compiled.
-What Numba has no words for, and the epoch, are in ``jitted_runtime.py``, exp and its like in
-``jitted_maths.py``.
+The bodies of the kernels on images are in ``jitted_images.py``. What Numba has no words for, and the
+epoch, are in ``jitted_runtime.py``, exp and its like in ``jitted_maths.py``.
 
 A body computes the share of its outputs that falls to ``part`` of ``parts``. Sums are never split and
 products are cut into the same blocks for any number of parts, so their bits do not depend on it.
@@ -26,12 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from fastae.kernels import jitted_runtime
+from fastae.kernels import jitted_images, jitted_runtime
 from fastae.kernels.jitted_maths import (
+    activate,
+    add,
     bits,
     cosine_of_turn,
+    differentiate,
     exp,
-    expm1,
     key,
     log,
     log1p,
@@ -51,6 +53,8 @@ from fastae.kernels.jitted_runtime import (
     cache_works,
     compiled,
     copy,
+    count_blocks,
+    edge,
     gemm,
     room,
     row_of,
@@ -65,11 +69,6 @@ from numba import carray, cfunc, njit, types
 
 PADDED = False
 FUSED_UPDATE = False
-
-# Products of fewer multiply-adds than this are one block, and so one thread's.
-_GRAIN = 1 << 19
-_MOST_BLOCKS = 8
-_NARROWEST = 64
 
 _PANEL = ROOM  # columns that batch normalisation works on at a time, so that they stay in cache
 
@@ -94,66 +93,6 @@ def describe() -> dict[str, str]:
 # --- one row -------------------------------------------------------------------------------------
 #
 # Numba takes a bare 1.0 for double precision: constants are made in the type of the array.
-
-
-@njit(**OPTIONS)
-def _activate(y, activation):
-    """y = f(y) for a row: in place, as LLVM makes no vector code where an input may be the output."""
-    zero, one, two = y.dtype.type(0), y.dtype.type(1), y.dtype.type(2)
-    if activation == 1:
-        for j in range(y.size):
-            y[j] = pick(y[j] <= zero, zero, y[j])  # NaN stays NaN
-    elif activation == 2:
-        for j in range(y.size):
-            e = exp(-abs(y[j]))
-            y[j] = pick(y[j] < zero, e, one) / (one + e)
-    elif activation == 3:
-        for j in range(y.size):
-            e = expm1(-two * abs(y[j]))
-            t = -e / (two + e)
-            y[j] = pick(y[j] < zero, -t, t)
-    elif activation == 4:
-        leak = y.dtype.type(0.01)
-        for j in range(y.size):
-            y[j] = pick(y[j] > zero, y[j], leak * y[j])
-    elif activation == 5:
-        for j in range(y.size):
-            y[j] = pick(y[j] > zero, y[j], expm1(pick(y[j] > zero, zero, y[j])))
-    elif activation == 6:
-        for j in range(y.size):
-            y[j] = pick(y[j] <= zero, zero, y[j]) + log1p(exp(-abs(y[j])))
-
-
-@njit(**OPTIONS)
-def _differentiate(dx, y, activation):
-    """dx = dx f'(y) for a row."""
-    zero, one = y.dtype.type(0), y.dtype.type(1)
-    if activation == 1:
-        for j in range(y.size):
-            dx[j] = pick(y[j] > zero, dx[j], zero)
-    elif activation == 2:
-        for j in range(y.size):
-            dx[j] *= y[j] * (one - y[j])
-    elif activation == 3:
-        for j in range(y.size):
-            dx[j] *= one - y[j] * y[j]
-    elif activation == 4:
-        leak = y.dtype.type(0.01)
-        for j in range(y.size):
-            dx[j] = pick(y[j] > zero, dx[j], leak * dx[j])
-    elif activation == 5:
-        for j in range(y.size):
-            dx[j] = pick(y[j] > zero, dx[j], dx[j] * (y[j] + one))
-    elif activation == 6:
-        for j in range(y.size):
-            dx[j] *= -expm1(-y[j])
-
-
-@njit(**OPTIONS)
-def _add(total, x):
-    """total += x for a row."""
-    for j in range(total.size):
-        total[j] += x[j]
 
 
 # Losses of a row: the sum is returned, da becomes factor times the slope.
@@ -244,21 +183,6 @@ def _adapt(w, g, first, second, t, rate, beta1, beta2, epsilon, decay, decoupled
         w[j] = (w[j] - shrink * w[j]) - step * mean / (root(square) * unbiased + least)
 
 
-# --- shares of the outputs -----------------------------------------------------------------------
-
-
-@njit(**OPTIONS)
-def _count_blocks(size, work):
-    """Number of blocks that `size` rows or columns of a product are cut into: a matter of its dims alone."""
-    return max(1, min(size // _NARROWEST, work // _GRAIN, _MOST_BLOCKS))
-
-
-@njit(**OPTIONS)
-def _edge(size, block, blocks):
-    """Where a block begins: at a multiple of 16."""
-    return size if block == blocks else size * block // blocks // 16 * 16
-
-
 # --- the bodies: one for each row of the table, its arguments, then the share --------------------
 
 
@@ -267,19 +191,19 @@ def _dense_block(x, w, b, activation, y, block, blocks):
     """One block of columns of y = f(x w + b); where it begins and ends."""
     n, k = x.shape
     m = w.shape[1]
-    start, stop = _edge(m, block, blocks), _edge(m, block + 1, blocks)
+    start, stop = edge(m, block, blocks), edge(m, block + 1, blocks)
     gemm(n, stop - start, k, x, k, False, w[:, start:], m, False, y[:, start:], m)
     for i in range(n):
         row = window(y, i * m + start, stop - start)
         if b.size:
-            _add(row, window(b, start, stop - start))
-        _activate(row, activation)
+            add(row, window(b, start, stop - start))
+        activate(row, activation)
     return start, stop
 
 
 @njit(**OPTIONS)
 def _dense_forward(x, w, b, activation, y, part, parts):
-    blocks = _count_blocks(w.shape[1], x.shape[0] * w.size)
+    blocks = count_blocks(w.shape[1], x.shape[0] * w.size)
     for block in range(*share(blocks, part, parts)):
         _dense_block(x, w, b, activation, y, block, blocks)
 
@@ -288,14 +212,14 @@ def _dense_forward(x, w, b, activation, y, part, parts):
 def _dense_input_grad(da, w, x, activation, dx, part, parts):
     n, m = da.shape
     k = w.shape[0]
-    blocks = _count_blocks(k, n * k * m)
+    blocks = count_blocks(k, n * k * m)
     for block in range(*share(blocks, part, parts)):
-        start, stop = _edge(k, block, blocks), _edge(k, block + 1, blocks)
+        start, stop = edge(k, block, blocks), edge(k, block + 1, blocks)
         gemm(n, stop - start, m, da, m, False, w[start:], m, True, dx[:, start:], k)
         if activation and x.size:
             for i in range(n):
                 first, size = i * k + start, stop - start
-                _differentiate(window(dx, first, size), window(x, first, size), activation)
+                differentiate(window(dx, first, size), window(x, first, size), activation)
 
 
 @njit(**OPTIONS)
@@ -311,16 +235,16 @@ def _column_sums(da, sums, left):
         for j in range(size):
             sums[j] += (a[j] + b[j]) + (c[j] + d[j])
     for i in range(whole, n):
-        _add(sums, window(da, i * m + left, size))
+        add(sums, window(da, i * m + left, size))
 
 
 @njit(**OPTIONS)
 def _dense_weight_grad(x, da, dw, db, part, parts):
     n, k = x.shape
     m = da.shape[1]
-    blocks = _count_blocks(k, n * k * m)
+    blocks = count_blocks(k, n * k * m)
     for block in range(*share(blocks, part, parts)):
-        start, stop = _edge(k, block, blocks), _edge(k, block + 1, blocks)
+        start, stop = edge(k, block, blocks), edge(k, block + 1, blocks)
         gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
     if db.size:
         start, stop = share(m, part, parts)
@@ -332,9 +256,9 @@ def _dense_sgd(x, da, learning_rate, weight_decay, dw, w, b, part, parts):
     n, k = x.shape
     m = da.shape[1]
     rate, decay = w.dtype.type(learning_rate), w.dtype.type(weight_decay)
-    blocks = _count_blocks(k, n * k * m)
+    blocks = count_blocks(k, n * k * m)
     for block in range(*share(blocks, part, parts)):
-        start, stop = _edge(k, block, blocks), _edge(k, block + 1, blocks)
+        start, stop = edge(k, block, blocks), edge(k, block + 1, blocks)
         gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
         first, size = start * m, (stop - start) * m
         _descend(window(w, first, size), window(dw, first, size), rate, decay)
@@ -371,9 +295,9 @@ def _dense_adam(
     n, k = x.shape
     m = da.shape[1]
     how = (step[0] + 1, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
-    blocks = _count_blocks(k, n * k * m)
+    blocks = count_blocks(k, n * k * m)
     for block in range(*share(blocks, part, parts)):
-        start, stop = _edge(k, block, blocks), _edge(k, block + 1, blocks)
+        start, stop = edge(k, block, blocks), edge(k, block + 1, blocks)
         gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
         first, size = start * m, (stop - start) * m
         mean, square = window(exp_avg_w, first, size), window(exp_avg_sq_w, first, size)
@@ -392,7 +316,7 @@ def _dense_backward(dy, x, w, y, activation, da, dx, dw, db, part, parts):
         return
     for i in range(dy.shape[0]):
         copy(row_of(dy, i), row_of(da, i))
-        _differentiate(row_of(da, i), row_of(y, i), activation)
+        differentiate(row_of(da, i), row_of(y, i), activation)
     _dense_input_grad(da, w, x[:0], 0, dx, 0, 1)
     _dense_weight_grad(x, da, dw, db, 0, 1)
 
@@ -401,14 +325,14 @@ def _dense_backward(dy, x, w, y, activation, da, dx, dw, db, part, parts):
 def _activation_forward(x, activation, y, part, parts):
     for i in range(*share(x.shape[0], part, parts)):
         copy(row_of(x, i), row_of(y, i))
-        _activate(row_of(y, i), activation)
+        activate(row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
 def _activation_backward(dy, y, activation, dx, part, parts):
     for i in range(*share(dy.shape[0], part, parts)):
         copy(row_of(dy, i), row_of(dx, i))
-        _differentiate(row_of(dx, i), row_of(y, i), activation)
+        differentiate(row_of(dx, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -448,7 +372,7 @@ def _sse(y, target, sample_weight, activation, row_loss, da, part, parts):
     for i in range(*share(y.shape[0], part, parts)):
         weight = _weight(y, sample_weight, i)
         row_loss[i] = weight * _squared_error(row_of(y, i), row_of(target, i), row_of(da, i), two * weight)
-        _differentiate(row_of(da, i), row_of(y, i), activation)
+        differentiate(row_of(da, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -457,7 +381,7 @@ def _mse(y, target, sample_weight, activation, row_loss, da, part, parts):
     for i in range(*share(y.shape[0], part, parts)):
         factor = _weight(y, sample_weight, i) / count
         row_loss[i] = factor * _squared_error(row_of(y, i), row_of(target, i), row_of(da, i), two * factor)
-        _differentiate(row_of(da, i), row_of(y, i), activation)
+        differentiate(row_of(da, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -466,7 +390,7 @@ def _mae(y, target, sample_weight, activation, row_loss, da, part, parts):
     for i in range(*share(y.shape[0], part, parts)):
         factor = _weight(y, sample_weight, i) / count
         row_loss[i] = factor * _absolute_error(row_of(y, i), row_of(target, i), row_of(da, i), factor)
-        _differentiate(row_of(da, i), row_of(y, i), activation)
+        differentiate(row_of(da, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -475,7 +399,7 @@ def _huber(y, target, sample_weight, activation, delta, row_loss, da, part, part
     for i in range(*share(y.shape[0], part, parts)):
         factor = _weight(y, sample_weight, i) / count
         row_loss[i] = factor * _huber_error(row_of(y, i), row_of(target, i), row_of(da, i), factor, bound)
-        _differentiate(row_of(da, i), row_of(y, i), activation)
+        differentiate(row_of(da, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -484,7 +408,7 @@ def _bce(y, target, sample_weight, activation, row_loss, da, part, parts):
     for i in range(*share(y.shape[0], part, parts)):
         factor = _weight(y, sample_weight, i) / count
         row_loss[i] = factor * _cross_entropy(row_of(y, i), row_of(target, i), row_of(da, i), factor)
-        _differentiate(row_of(da, i), row_of(y, i), activation)
+        differentiate(row_of(da, i), row_of(y, i), activation)
 
 
 @njit(**OPTIONS)
@@ -712,7 +636,7 @@ def _normalise(
             row, source = window(y, first, size), window(x, first, size)
             for j in range(size):
                 row[j] = factor[j] * ((source[j] - centre[j]) * scale[j]) + shift[j]
-            _activate(row, activation)
+            activate(row, activation)
 
 
 @njit(**OPTIONS)
@@ -732,7 +656,7 @@ def _batchnorm_forward(
     parts,
 ):
     m = x.shape[1]
-    start, stop = _edge(m, part, parts), _edge(m, part + 1, parts)
+    start, stop = edge(m, part, parts), edge(m, part + 1, parts)
     running = running_mean, running_var
     _normalise(x, gamma, beta, activation, epsilon, momentum, *running, y, mean, inv_std, start, stop)
 
@@ -758,7 +682,7 @@ def _dense_batchnorm_forward(
 ):
     # a block of columns is normalised by the thread that made it
     running = running_mean, running_var
-    blocks = _count_blocks(w.shape[1], x.shape[0] * w.size)
+    blocks = count_blocks(w.shape[1], x.shape[0] * w.size)
     for block in range(*share(blocks, part, parts)):
         left, right = _dense_block(x, w, b, 0, z, block, blocks)
         _normalise(z, gamma, beta, activation, epsilon, momentum, *running, y, mean, inv_std, left, right)
@@ -780,13 +704,13 @@ def _follow(x, gamma, beta, running_mean, running_var, activation, epsilon, y, s
             row, source = window(y, first, size), window(x, first, size)
             for j in range(size):
                 row[j] = (source[j] - centre[j]) * scale[j] + shift[j]
-            _activate(row, activation)
+            activate(row, activation)
 
 
 @njit(**OPTIONS)
 def _batchnorm_inference(x, gamma, beta, running_mean, running_var, activation, epsilon, y, part, parts):
     m = x.shape[1]
-    start, stop = _edge(m, part, parts), _edge(m, part + 1, parts)
+    start, stop = edge(m, part, parts), edge(m, part + 1, parts)
     _follow(x, gamma, beta, running_mean, running_var, activation, epsilon, y, start, stop)
 
 
@@ -794,7 +718,7 @@ def _batchnorm_inference(x, gamma, beta, running_mean, running_var, activation, 
 def _dense_batchnorm_inference(
     x, w, b, gamma, beta, running_mean, running_var, activation, epsilon, y, part, parts
 ):
-    blocks = _count_blocks(w.shape[1], x.shape[0] * w.size)
+    blocks = count_blocks(w.shape[1], x.shape[0] * w.size)
     for block in range(*share(blocks, part, parts)):
         left, right = _dense_block(x, w, b, 0, y, block, blocks)
         _follow(y, gamma, beta, running_mean, running_var, activation, epsilon, y, left, right)
@@ -804,13 +728,13 @@ def _dense_batchnorm_inference(
 def _batchnorm_backward(dy, x, gamma, y, mean, inv_std, activation, dx, dgamma, dbeta, part, parts):
     n, m = x.shape
     per_row = x.dtype.type(1 / n)
-    start, stop = _edge(m, part, parts), _edge(m, part + 1, parts)
+    start, stop = edge(m, part, parts), edge(m, part + 1, parts)
     for left in range(start, stop, _PANEL):
         size = min(_PANEL, stop - left)
         for first in range(left, left + n * m, m):
             row = window(dx, first, size)
             copy(window(dy, first, size), row)
-            _differentiate(row, window(y, first, size), activation)
+            differentiate(row, window(y, first, size), activation)
         centre, scale = window(mean, left, size), window(inv_std, left, size)
         factor = window(gamma, left, size)
         sum_h, sum_1 = window(dgamma, left, size), window(dbeta, left, size)
@@ -918,7 +842,7 @@ def _body(name: str, char: str) -> Any:
             arguments.append(types.Array(element, len(a.dims), "C", readonly=not a.written))
         else:
             arguments.append(types.float64 if a.kind == "real" else types.int64)
-    function = globals()[f"_{name}"].py_func
+    function = (vars(jitted_images) | globals())[f"_{name}"].py_func
     return compiled(function, types.void(*arguments, types.int64, types.int64))
 
 
@@ -948,7 +872,7 @@ def _array_form(kernel: Kernel) -> str:
     # BLAS on several threads would add up in another order.
     lines += (
         ["    with jitted_runtime.one_thread():", f"        {call}"]
-        if "dense" in kernel.name
+        if kernel.name.startswith(("dense", "conv"))
         else [f"    {call}"]
     )
     return "\n".join(lines) + "\n"

@@ -299,6 +299,71 @@ def _cosine_of_turn_of(v):
     return implementation
 
 
+# --- one row -------------------------------------------------------------------------------------
+#
+# Numba takes a bare 1.0 for double precision: constants are made in the type of the array.
+
+
+@njit(**OPTIONS)
+def activate(y, activation):
+    """y = f(y) for a row: in place, as LLVM makes no vector code where an input may be the output."""
+    zero, one, two = y.dtype.type(0), y.dtype.type(1), y.dtype.type(2)
+    if activation == 1:
+        for j in range(y.size):
+            y[j] = pick(y[j] <= zero, zero, y[j])  # NaN stays NaN
+    elif activation == 2:
+        for j in range(y.size):
+            e = exp(-abs(y[j]))
+            y[j] = pick(y[j] < zero, e, one) / (one + e)
+    elif activation == 3:
+        for j in range(y.size):
+            e = expm1(-two * abs(y[j]))
+            t = -e / (two + e)
+            y[j] = pick(y[j] < zero, -t, t)
+    elif activation == 4:
+        leak = y.dtype.type(0.01)
+        for j in range(y.size):
+            y[j] = pick(y[j] > zero, y[j], leak * y[j])
+    elif activation == 5:
+        for j in range(y.size):
+            y[j] = pick(y[j] > zero, y[j], expm1(pick(y[j] > zero, zero, y[j])))
+    elif activation == 6:
+        for j in range(y.size):
+            y[j] = pick(y[j] <= zero, zero, y[j]) + log1p(exp(-abs(y[j])))
+
+
+@njit(**OPTIONS)
+def differentiate(dx, y, activation):
+    """dx = dx f'(y) for a row."""
+    zero, one = y.dtype.type(0), y.dtype.type(1)
+    if activation == 1:
+        for j in range(y.size):
+            dx[j] = pick(y[j] > zero, dx[j], zero)
+    elif activation == 2:
+        for j in range(y.size):
+            dx[j] *= y[j] * (one - y[j])
+    elif activation == 3:
+        for j in range(y.size):
+            dx[j] *= one - y[j] * y[j]
+    elif activation == 4:
+        leak = y.dtype.type(0.01)
+        for j in range(y.size):
+            dx[j] = pick(y[j] > zero, dx[j], leak * dx[j])
+    elif activation == 5:
+        for j in range(y.size):
+            dx[j] = pick(y[j] > zero, dx[j], dx[j] * (y[j] + one))
+    elif activation == 6:
+        for j in range(y.size):
+            dx[j] *= -expm1(-y[j])
+
+
+@njit(**OPTIONS)
+def add(total, x):
+    """total += x for a row."""
+    for j in range(total.size):
+        total[j] += x[j]
+
+
 # --- random bits ---------------------------------------------------------------------------------
 
 

@@ -41,6 +41,11 @@ REALS = {"f": types.float32, "d": types.float64}
 
 ROOM = 256
 
+# Products of fewer multiply-adds than this are one block, and so one thread's.
+_GRAIN = 1 << 19
+_MOST_BLOCKS = 8
+_NARROWEST = 64
+
 _SPINS = 4000  # looks at a barrier, some microseconds, before the thread gives up its core
 
 
@@ -93,7 +98,8 @@ def at(typing, pointer, offset, dtype):
     return signature, generate
 
 
-def _data(context, builder, type_, value):
+def data(context, builder, type_, value):
+    """Pointer to the first element of an array, in LLVM's terms."""
     return context.make_array(type_)(context, builder, value).data
 
 
@@ -155,7 +161,7 @@ def gemm(typing, m, n, k, a, lda, a_turned, b, ldb, b_turned, c, ldc):
             )
 
         def start(place, value):
-            return builder.bitcast(_data(context, builder, signature.args[place], value), pointer)
+            return builder.bitcast(data(context, builder, signature.args[place], value), pointer)
 
         def letter(turned):
             return builder.select(
@@ -192,12 +198,12 @@ def call(typing, address, arena, code, line, part, parts):
         size, pointer = ir.IntType(64), cgutils.voidptr_t
         width = context.make_array(signature.args[2])(context, builder, code).shape
         first = builder.add(builder.mul(line, builder.extract_value(width, 1)), ir.Constant(size, 2))
-        operands = builder.gep(_data(context, builder, signature.args[2], code), [first])
+        operands = builder.gep(data(context, builder, signature.args[2], code), [first])
         form = ir.FunctionType(ir.VoidType(), [pointer, pointer, size, size])
         builder.call(
             builder.inttoptr(address, form.as_pointer()),
             (
-                builder.bitcast(_data(context, builder, signature.args[1], arena), pointer),
+                builder.bitcast(data(context, builder, signature.args[1], arena), pointer),
                 builder.bitcast(operands, pointer),
                 part,
                 parts,
@@ -214,7 +220,7 @@ def _fetch_add(typing, array, place, value):
     signature = types.int64(array, place, value)
 
     def generate(context, builder, signature, arguments):
-        spot = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+        spot = builder.gep(data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
         return builder.atomic_rmw("add", spot, arguments[2], "seq_cst")
 
     return signature, generate
@@ -226,7 +232,7 @@ def _load(typing, array, place):
     signature = types.int64(array, place)
 
     def generate(context, builder, signature, arguments):
-        spot = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+        spot = builder.gep(data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
         return builder.load_atomic(spot, "seq_cst", 8)
 
     return signature, generate
@@ -238,7 +244,7 @@ def _store(typing, array, place, value):
     signature = types.void(array, place, value)
 
     def generate(context, builder, signature, arguments):
-        spot = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+        spot = builder.gep(data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
         builder.store_atomic(arguments[2], spot, "seq_cst", 8)
         return context.get_dummy_value()
 
@@ -283,6 +289,18 @@ def meet(state, parts):
 def share(size, part, parts):
     """Range of a part."""
     return size * part // parts, size * (part + 1) // parts
+
+
+@njit(**OPTIONS)
+def count_blocks(size, work):
+    """Number of blocks that `size` rows or columns of a product are cut into: a matter of its dims alone."""
+    return max(1, min(size // _NARROWEST, work // _GRAIN, _MOST_BLOCKS))
+
+
+@njit(**OPTIONS)
+def edge(size, block, blocks):
+    """Where a block begins: at a multiple of 16."""
+    return size if block == blocks else size * block // blocks // 16 * 16
 
 
 @njit(**OPTIONS)
