@@ -1,4 +1,4 @@
-"""Training steps of the dense systems in three hands: formulas in NumPy, fastae, and PyTorch eager.
+"""Training steps of the published systems in three hands: formulas in NumPy, fastae, and PyTorch eager.
 
 All begin from the same weights and see the same batches; nothing is timed before the losses agree.
 """
@@ -12,16 +12,28 @@ from typing import Any
 import numpy as np
 
 from fastae import datasets, models
-from fastae.layers import BatchNorm, Dense
+from fastae.layers import (
+    BatchNorm,
+    Conv2D,
+    ConvTranspose2D,
+    Dense,
+    Flatten,
+    MaxPool2D,
+    Reshape,
+    Upsample2D,
+)
 from fastae.lowering import lower
-from fastae.network import Network, Recipe
+from fastae.network import Network, Placed, Recipe
 from fastae.program import Program
 
 from .machine import unavailable
 from .summary import TORCH
 
-#: Every dense system; AutoEncNet is the one the others follow.
-SYSTEMS = ("autoencnet", "quark_mlp", "batchnorm_mlp", "deep_mlp", "deep_mlp_linear_code")
+#: Those of images, which compiled PyTorch takes part in too.
+IMAGE_SYSTEMS = ("upsample_conv", "strided_conv", "generic_conv")
+
+#: Every system; AutoEncNet is the one the others follow.
+SYSTEMS = ("autoencnet", "quark_mlp", "batchnorm_mlp", "deep_mlp", "deep_mlp_linear_code", *IMAGE_SYSTEMS)
 
 #: Updates of an epoch here; that of AutoEncNet's 1000 images.
 UPDATES = 50
@@ -36,7 +48,7 @@ LOSS_TOLERANCE = {"float32": 5e-5, "float64": 1e-10}
 #: Why the scalar backend sits out.
 SCALAR_SKIPS = {
     name: f"a step of {name} takes it a minute or so"
-    for name in ("batchnorm_mlp", "deep_mlp", "deep_mlp_linear_code")
+    for name in ("batchnorm_mlp", "deep_mlp", "deep_mlp_linear_code", *IMAGE_SYSTEMS)
 }
 
 Weights = Mapping[str, np.ndarray]
@@ -180,14 +192,27 @@ class Fastae:
 
 
 class TorchEager:
-    """The network as its user would write it in PyTorch, run eagerly on one thread, Adam fused."""
+    """The network as its user would write it in PyTorch, run on one thread.
 
-    def __init__(self, problem: Problem, dtype: str) -> None:
+    Parameters
+    ----------
+    problem : Problem
+        What is trained.
+    dtype : str
+        "float32" or "float64".
+    fused : bool
+        Whether Adam is PyTorch's fused one.
+    compiled : bool
+        Whether network and loss go through torch.compile; else they are run eagerly.
+    """
+
+    def __init__(self, problem: Problem, dtype: str, *, fused: bool = True, compiled: bool = False) -> None:
         import torch
 
         torch.set_num_threads(1)
         self.torch, self.real = torch, getattr(torch, dtype)
         net = self._autoencnet if problem.name == "autoencnet" else self._sequential
+        self.fused = fused
         self.forward, parameters = net(problem)
         self.optimizer = self._optimizer(problem, parameters)
         functional = torch.nn.functional
@@ -196,7 +221,14 @@ class TorchEager:
             "mse": functional.mse_loss,
             "bce": functional.binary_cross_entropy,
         }[problem.recipe.loss]
-        self.images = torch.from_numpy(problem.images).to(self.real)
+        forward, loss = self.forward, self.loss
+
+        def both(x: Any) -> Any:
+            return loss(forward(x), x)
+
+        self.both = torch.compile(both) if compiled else both
+        images = torch.from_numpy(problem.images).to(self.real)
+        self.images = images.reshape(-1, *problem.net.input_shape)
         self.batches = list(torch.from_numpy(problem.order).split(problem.batch))
         self.instruction_set = torch.backends.cpu.get_cpu_capability()
 
@@ -212,6 +244,16 @@ class TorchEager:
         inputs, outputs = w.shape
         layer = self.torch.nn.Linear(inputs, outputs, bias=bias, dtype=self.real)
         return self._fill(layer, weight=w.T, bias=weights[f"{name}.bias"] if bias else None)
+
+    def _convolution(self, weights: Weights, placed: Placed) -> Any:
+        layer, nn = placed.layer, self.torch.nn
+        options = {"stride": layer.stride, "padding": layer.padding[:2], "dtype": self.real}
+        of = nn.Conv2d
+        if isinstance(layer, ConvTranspose2D):
+            of = nn.ConvTranspose2d
+            options["output_padding"] = layer.output_padding
+        made = of(placed.input_shape[0], layer.filters, layer.kernel_size, **options)
+        return self._fill(made, weight=weights[f"{placed.name}.weight"], bias=weights[f"{placed.name}.bias"])
 
     def _autoencnet(self, problem: Problem) -> tuple[Any, list[Any]]:
         first, last = (self._linear(problem.weights, name) for name in ("in", "out"))
@@ -232,6 +274,17 @@ class TorchEager:
             elif isinstance(layer, BatchNorm):
                 made = nn.BatchNorm1d(*placed.input_shape, layer.epsilon, layer.momentum, dtype=self.real)
                 modules.append(self._fill(made, weight=w[f"{name}.gamma"], bias=w[f"{name}.beta"]))
+            elif isinstance(layer, Conv2D | ConvTranspose2D):
+                modules.append(self._convolution(w, placed))
+            elif isinstance(layer, MaxPool2D):
+                modules.append(nn.MaxPool2d(layer.kernel_size))
+                continue
+            elif isinstance(layer, Upsample2D):
+                modules.append(nn.Upsample(scale_factor=2, mode="nearest"))
+                continue
+            elif isinstance(layer, Flatten | Reshape):
+                modules.append(nn.Flatten() if isinstance(layer, Flatten) else nn.Unflatten(1, layer.shape))
+                continue
             else:
                 raise TypeError(f"{name}: a {type(layer).__name__} has no counterpart here")
             if layer.activation != "linear":
@@ -252,13 +305,13 @@ class TorchEager:
             (c["beta1"], c["beta2"]),
             c["epsilon"],
             c["weight_decay"],
-            fused=True,
+            fused=self.fused,
         )
 
     def step(self, rows: Any) -> Any:
         """One update; gives the loss as a tensor, which nobody waits for."""
         x = self.images[rows]
-        loss = self.loss(self.forward(x), x)
+        loss = self.both(x)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

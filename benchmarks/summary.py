@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from fastae.plots import duration
 
@@ -14,10 +15,16 @@ INPUT_LAYER = "input layer forward, as published (B=20, 225 -> 75)"
 FIT = "Trainer.fit of autoencnet, one epoch (50 updates)"
 IMPORT = "import (fresh process)"
 FIRST_CALL = "first call (fresh process)"
+ONE_ROW = "Autoencoder.transform of one row"
 
 HISTORICAL_SCALAR = "historical scalar"
 HISTORICAL_VECTOR = "historical vector"
 TORCH = "PyTorch eager"
+TORCH_UNFUSED = "PyTorch eager, plain Adam"
+TORCH_COMPILED = "PyTorch compiled"
+MLP = "MLPRegressor"
+#: Behind the name of a backend: the same without the estimator around it.
+TRAINER = ", Trainer alone"
 
 #: How many times faster than PyTorch eager a training step is to be, by system and backend.
 GOALS = {
@@ -26,7 +33,13 @@ GOALS = {
     "batchnorm_mlp": {"cython": 1.2},
     "deep_mlp": {"cython": 1.8},
     "deep_mlp_linear_code": {"cython": 1.8},
+    "upsample_conv": {"cython": 1.0},
+    "strided_conv": {"cython": 1.0},
+    "generic_conv": {"cython": 1.0},
 }
+
+#: How many times faster than MLPRegressor, one BLAS thread each, by backend, dtype and rows of a batch.
+ESTIMATOR_GOALS = {("cython", "float32", 32): 5.0}
 
 #: Most of cython's time that numba is to take for a training step.
 NUMBA_LIMIT = 1.6
@@ -42,6 +55,11 @@ def step(system: str) -> str:
 def epoch(system: str) -> str:
     """Group of its epoch."""
     return f"training epoch of {system} (50 updates, one call)"
+
+
+def estimator_fit(batch: int) -> str:
+    """Group of the estimator's fit in batches of so many rows."""
+    return f"Autoencoder.fit of 1797 digits, 64-64-16-64-64, 20 epochs, B={batch}"
 
 
 @dataclass(frozen=True)
@@ -145,6 +163,13 @@ def headlines(all_rows: Sequence[Row]) -> list[Ratio]:
     ):
         sides = (INPUT_LAYER, HISTORICAL_SCALAR, "float64"), (INPUT_LAYER, name, dtype)
         wanted.append((f"input layer: {HISTORICAL_SCALAR} / {name} {dtype}", sides, goal, False))
+    for name, dtype, batch in product(("numpy", "numba", "cython"), ("float32", "float64"), (200, 32)):
+        group = estimator_fit(batch)
+        ours, alone, other = ((group, who, dtype) for who in (name, name + TRAINER, MLP))
+        goal = ESTIMATOR_GOALS.get((name, dtype, batch))
+        wanted.append((f"Autoencoder.fit, B={batch}: {MLP} / {name} {dtype}", (other, ours), goal, False))
+        label = f"Autoencoder.fit, B={batch}: {name} / its Trainer alone {dtype}"
+        wanted.append((label, (ours, alone), 1.05, True))
     ratios = []
     for label, (slow, fast), goal, at_most in wanted:
         a, b = _find(all_rows, *slow), _find(all_rows, *fast)
@@ -160,6 +185,15 @@ def import_cost(all_rows: Sequence[Row]) -> str | None:
         return None
     added = 1e3 * (whole.minimum - numpy_alone.minimum)
     return f"import fastae adds {added:.0f} ms to import numpy, least of each (goal: at most 50 ms)"
+
+
+def one_row(all_rows: Sequence[Row]) -> str | None:
+    """What the transform of one row costs."""
+    times = {r.backend: 1e6 * r.median for r in all_rows if (r.group, r.dtype) == (ONE_ROW, "float32")}
+    if not times:
+        return None
+    text = ", ".join(f"{name} {time:.0f}" for name, time in times.items() if name != "scalar")
+    return f"Autoencoder.transform of one row, us: {text} (goal: at most 150)"
 
 
 def notes(all_rows: Sequence[Row], info: Mapping) -> list[str]:
@@ -198,5 +232,7 @@ def lines(benchmarks: Iterable[Mapping], info: Mapping) -> list[str]:
     for h in found:
         goal = h.goal_text and f"   (goal: {h.goal_text})"
         text.append(f"  {h.label:<{width}} {h.ratio:>10.2f}x{goal}")
-    cost = import_cost(all_rows)
-    return text + (["", cost] if cost else [])
+    for cost in (import_cost(all_rows), one_row(all_rows)):
+        if cost:
+            text += ["", cost]
+    return text

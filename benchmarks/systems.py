@@ -3,7 +3,7 @@
 ::
 
     python -m benchmarks.systems [--backends cython,numba] [--systems NAME,...] [--seeds 3]
-                                 [--json FILE] [--markdown FILE]
+                                 [--json FILE] [--markdown FILE] [--add FILE,...]
 
 The four networks for MNIST see all of it; AutoEncNet sees its own images, ``autoencnet_digits.npz`` in
 FASTAE_DATA_DIR, or the bundled digits where there are none (its figures are then not comparable). A system
@@ -18,10 +18,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -31,10 +33,12 @@ from typing import Any
 import numpy as np
 
 from fastae import datasets, models
+from fastae.backend import load
 from fastae.plots import duration
 
 from . import BACKENDS
 from .contenders import SYSTEMS
+from .machine import unavailable
 
 #: How far above the reference a loss may be.
 TOLERANCE = 1.10
@@ -154,6 +158,16 @@ def prepare(systems: Sequence[str], folder: Path) -> list[str]:
             if part not in made:
                 made[part] = folder / f"mnist-{part}.npy"
                 np.save(made[part], datasets.rows(datasets.mnist(part)[0]))
+        recipe = models.MODELS[system]().recipe
+        assert recipe is not None
+        if recipe.train_rows is not None and recipe.validation_rows is not None:
+            kept, end = recipe.train_rows, recipe.train_rows + recipe.validation_rows
+            several = np.load(made["train"], mmap_mode="r")
+            for part, of in (("train", several[:kept]), ("test", several[kept:end])):
+                np.save(folder / f"{system}-{part}.npy", of)
+            said.append(f"{system}: the first {kept} training images, validated on the next {end - kept}.")
+            continue
+        for part in ("train", "test"):
             (folder / f"{system}-{part}.npy").hardlink_to(made[part])
     return said
 
@@ -183,6 +197,7 @@ def run_task(task: str) -> Any:
 COLUMNS = (
     "system",
     "backend",
+    "seeds",
     "epochs",
     "first",
     "loss",
@@ -210,6 +225,7 @@ def cells(runs: Sequence[Run]) -> tuple[str, ...]:
     return (
         run.system,
         run.backend,
+        str(len(runs)),
         str(run.epochs),
         f"{median(r.first for r in runs):.4g}",
         f"{loss:.4g}",
@@ -224,10 +240,22 @@ def cells(runs: Sequence[Run]) -> tuple[str, ...]:
     )
 
 
-def notes(seeds: int) -> list[str]:
+def machine() -> list[str]:
+    """When and with what: the day, the processor, the versions."""
+    from cpuinfo import get_cpu_info
+
+    described = {name: load(name).module.describe() for name in BACKENDS if name not in unavailable()}
+    cpu = get_cpu_info().get("brand_raw", platform.machine())
+    return [
+        f"{date.today()}, {cpu}, {platform.system()}, Python {platform.python_version()}.",
+        *(f"{name}: " + ", ".join(f"{k} {v}" for k, v in d.items()) + "." for name, d in described.items()),
+    ]
+
+
+def notes() -> list[str]:
     """What the table shows."""
     return [
-        f"Medians of {seeds} seed{'s' * (seeds > 1)}, one thread. first, loss: validation loss after the",
+        "Medians of the seeds, one thread. first, loss: validation loss after the",
         "first and the last epoch; of autoencnet the loss (SSE of a batch of 20) of the first batch and the",
         "mean of the last epoch's 50. in all: with validation; epoch: without. peak: most memory over that",
         "of the same process without the data.",
@@ -264,6 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--epochs", type=int, help="fewer than published, to try it out; no loss is then judged")
     add("--json", type=Path, help="write every training to this file too")
     add("--markdown", type=Path, help="write the table to this file too")
+    add("--add", help="comma-separated files of --json; their trainings join these (with --seeds 0: alone)")
     add("--task", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.task:
@@ -273,11 +302,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, given, known in (("systems", systems, SYSTEMS), ("backends", backends, BACKENDS)):
         if unknown := set(given) - set(known):
             parser.error(f"--{name}: expected some of {', '.join(known)}, given {', '.join(sorted(unknown))}")
-    if options.seeds < 1 or (options.epochs is not None and options.epochs < 1):
+    if options.seeds < (0 if options.add else 1) or (options.epochs is not None and options.epochs < 1):
         parser.error("--seeds, --epochs: expected at least 1")
 
     runs: list[Run] = []
-    rows, faults = [], []
+    faults = []
+    for file in options.add.split(",") if options.add else ():
+        runs += [Run(**run) for run in json.loads(Path(file).read_text())["runs"]]
     with TemporaryDirectory() as folder:
         remarks, fault = in_a_process("prepare", systems, folder)
         if fault:
@@ -298,13 +329,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         file=sys.stderr,
                         flush=True,
                     )
-                if done:
-                    rows.append(cells(done))
                 runs += done
-    remarks = [*notes(options.seeds), *remarks, *(f"FAILED: {fault}" for fault in faults)]
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.system, run.backend), []).append(run)
+    rows = [cells(group) for group in groups.values()]
+    circumstances = machine()
+    remarks = [*circumstances, *notes(), *remarks, *(f"FAILED: {fault}" for fault in faults)]
     print("\n".join([text_table(rows), "", *remarks]))
     if options.json:
-        options.json.write_text(json.dumps([asdict(run) for run in runs], indent=2) + "\n")
+        options.json.write_text(
+            json.dumps({"machine": circumstances, "runs": [asdict(run) for run in runs]}, indent=2) + "\n"
+        )
     if options.markdown:
         options.markdown.write_text(markdown(rows, remarks))
     return 1 if faults or any("NO" in row for row in rows) else 0

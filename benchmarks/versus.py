@@ -4,9 +4,12 @@
 
     python -m benchmarks.versus [--systems NAME,...] [--rounds N] [--json FILE]
 
-Training step: every dense system in its published batches, float32, one thread. fastae's step is a call of
+Training step: every system in its published batches, float32, one thread. fastae's step is a call of
 several updates divided by them; PyTorch's, eager with fused Adam, is a loop of steps. The scalar backend
-sits out: it takes seconds to minutes. Input layer: dense_forward against the published scalar form.
+sits out: it takes seconds to minutes. On systems of images PyTorch also runs with its plain Adam, and
+compiled. Input layer: dense_forward against the published scalar form.
+
+Estimator: a fit of the digits, beside MLPRegressor and the Trainer alone.
 Import: fresh processes; ``import fastae`` is to add at most 50 ms to ``import numpy``.
 Losses and outputs are compared with the reference before the clock starts.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,14 +28,25 @@ from time import perf_counter, process_time
 
 import numpy as np
 
-from fastae import backend, historical
+from fastae import backend, datasets, historical
 from fastae.kernels.table import ACTIVATIONS
 from fastae.plots import duration
 
 from . import contenders as training
 from .kernel_cases import assert_close
 from .machine import IMPORTS, fresh_python, one_thread, unavailable
-from .summary import GOALS, HISTORICAL_SCALAR, HISTORICAL_VECTOR, NUMBA_LIMIT, TORCH
+from .summary import (
+    ESTIMATOR_GOALS,
+    GOALS,
+    HISTORICAL_SCALAR,
+    HISTORICAL_VECTOR,
+    MLP,
+    NUMBA_LIMIT,
+    TORCH,
+    TORCH_COMPILED,
+    TORCH_UNFUSED,
+    TRAINER,
+)
 
 #: Seconds after which a system's rounds end, once there were LEAST_ROUNDS.
 MOST_SECONDS, LEAST_ROUNDS = 30.0, 10
@@ -108,6 +123,13 @@ def training_step(system: str, missing: Mapping[str, str], milliseconds: float =
     if TORCH not in missing:
         torch = training.TorchEager(problem, "float32")
         add(TORCH, torch.losses(training.CHECKED), torch.train)
+        if system in training.IMAGE_SYSTEMS:
+            for name, options in ((TORCH_UNFUSED, {"fused": False}), (TORCH_COMPILED, {"compiled": True})):
+                try:
+                    torch = training.TorchEager(problem, "float32", **options)
+                    add(name, torch.losses(training.CHECKED), torch.train)
+                except RuntimeError as error:  # torch.compile needs a C++ compiler, and headers of Python
+                    print(f"missing: {name}: {str(error).strip().splitlines()[0]:.200}", file=sys.stderr)
     for name in ("numpy", "numba", "cython"):
         if name not in missing:
             ours = training.Fastae(problem, backend.load(name).module, "float32")
@@ -133,6 +155,36 @@ def input_layer(missing: Mapping[str, str]) -> dict[str, Contender]:
             kernel(*arguments)
             assert_close(y, expected, dtype, name)
             contenders[f"{name} {dtype}"] = Contender(repeated(kernel, arguments, 200), 200)
+    return contenders
+
+
+def estimator(missing: Mapping[str, str], batch: int) -> dict[str, Contender]:
+    """Contenders of a fit of the digits: MLPRegressor, the estimator, and the Trainer alone."""
+    from . import bench_estimators as digits
+
+    images, _ = datasets.digits()
+    rows = (images.reshape(len(images), -1) / 16).astype("float32")
+    other = digits.mlp(batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so many epochs were asked for
+        other.fit(rows, rows)
+
+    def reference() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other.fit(rows, rows)
+
+    contenders = {MLP: Contender(reference, 1)}
+    for name in ("numpy", "numba", "cython"):
+        if name not in missing:
+            model = digits.autoencoder(name, batch).fit(rows)
+            if -model.score(rows) > digits.error_of(other.predict(rows), rows):
+                raise AssertionError(f"{name}: expected a loss no greater than that of {MLP}")
+            train = digits.trained(model, rows)
+            if train() != model.loss_curve_:
+                raise AssertionError(f"{name}: the estimator trains otherwise than its Trainer")
+            contenders[name] = Contender(lambda model=model: model.fit(rows), 1)
+            contenders[name + TRAINER] = Contender(train, 1)
     return contenders
 
 
@@ -202,19 +254,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A turn of the published scalar form takes longer than all others together.
         goals = {"cython float64": 4000.0, "cython float32": 8000.0}
         layer = interleave(input_layer(missing), max(3, options.rounds // 20), goals)
+        fits = {}
+        for batch in (200, 32):
+            goals = {n: g for (n, dtype, b), g in ESTIMATOR_GOALS.items() if (dtype, b) == ("float32", batch)}
+            fits[batch] = interleave(estimator(missing, batch), max(3, options.rounds // 5), goals)
     start = interleave(imports(), max(5, options.rounds // 20), {})
     print(table(f"Input layer forward, B=20, 225 -> 75; ratio: {HISTORICAL_SCALAR} / contender", layer))
     print()
+    for batch, results in fits.items():
+        title = f"Autoencoder.fit of the digits, 20 epochs, B={batch}, float32; ratio: {MLP} / contender"
+        print(table(title, results))
+        taken = {r.name: r for r in results}
+        for name in ("numpy", "numba", "cython"):
+            if name in taken:
+                whole, alone = taken[name], taken[name + TRAINER]
+                print(
+                    f"  {name}: the estimator takes {whole.median / alone.median:.3f}x the time of its "
+                    f"Trainer, {whole.minimum / alone.minimum:.3f}x by minima (goal: at most 1.05x)"
+                )
+        print()
     for r in start[1:]:
         added = 1e3 * (r.minimum - start[0].minimum)
         print(f"A fresh process that imports {r.name}: {added:+.0f} ms over one that imports numpy (minima)")
-    if min(r.share for results in (*steps.values(), layer) for r in results) < 0.95:
+    if min(r.share for results in (*steps.values(), *fits.values(), layer) for r in results) < 0.95:
         print("The machine was BUSY (cpu under 95 %): other work interrupts long turns, not short ones, so")
         print("that ratios between the two come out too high. Run again when it is idle.")
     for name, reason in missing.items():
         print(f"missing: {name}: {reason}")
     if options.json:
         results = {f"training step of {name}": step for name, step in steps.items()}
+        results |= {f"Autoencoder.fit, B={batch}": fit for batch, fit in fits.items()}
         results |= {"input layer": layer, "import": start}
         text = {title: [asdict(r) for r in rs] for title, rs in results.items()}
         options.json.write_text(json.dumps({**text, "missing": missing}, indent=2) + "\n")

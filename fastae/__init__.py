@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what type checkers and editors read instead of _HOME
         backend,
         callbacks,
         datasets,
+        export,
         initializers,
         layers,
         losses,
@@ -38,16 +39,25 @@ if TYPE_CHECKING:  # what type checkers and editors read instead of _HOME
         ReduceOnPlateau,
         StepDecay,
     )
+    from fastae.estimator import Autoencoder as Autoencoder
+    from fastae.estimator import AutoencoderOutlierDetector as AutoencoderOutlierDetector
     from fastae.history import DivergenceError, History
     from fastae.layers import (
         Activation,
+        AvgPool2D,
         BatchNorm,
+        Conv2D,
+        ConvTranspose2D,
         Dense,
         Dropout,
+        Flatten,
         GaussianNoise,
         MaskingNoise,
+        MaxPool2D,
         Parallel,
+        Reshape,
         Subsample,
+        Upsample2D,
     )
     from fastae.network import Network, Recipe
     from fastae.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
@@ -61,6 +71,7 @@ _HOME = {
     "backend": "backend",
     "callbacks": "callbacks",
     "datasets": "datasets",
+    "export": "export",
     "initializers": "initializers",
     "layers": "layers",
     "losses": "losses",
@@ -83,16 +94,25 @@ _HOME = {
     "Progress": "callbacks",
     "ReduceOnPlateau": "callbacks",
     "StepDecay": "callbacks",
+    "Autoencoder": "estimator",
+    "AutoencoderOutlierDetector": "estimator",
     "DivergenceError": "history",
     "History": "history",
     "Activation": "layers",
+    "AvgPool2D": "layers",
     "BatchNorm": "layers",
+    "Conv2D": "layers",
+    "ConvTranspose2D": "layers",
     "Dense": "layers",
     "Dropout": "layers",
+    "Flatten": "layers",
     "GaussianNoise": "layers",
     "MaskingNoise": "layers",
+    "MaxPool2D": "layers",
     "Parallel": "layers",
+    "Reshape": "layers",
     "Subsample": "layers",
+    "Upsample2D": "layers",
     "Network": "network",
     "Recipe": "network",
     "SGD": "optimizers",
@@ -105,39 +125,50 @@ _HOME = {
     "Trainer": "trainer",
 }
 
+#: Names whose import needs more than NumPy: ``from fastae import *`` leaves them out.
+_EXTRA = ("Autoencoder", "AutoencoderOutlierDetector")
+
 __all__ = [
     "SGD",
     "Activation",
     "Adagrad",
     "Adam",
     "AdamW",
+    "AvgPool2D",
     "BatchNorm",
     "Callback",
     "Checkpoint",
     "CheckpointError",
+    "Conv2D",
+    "ConvTranspose2D",
     "CosineDecay",
     "Dense",
     "DivergenceError",
     "Dropout",
     "EarlyStopping",
+    "Flatten",
     "GaussianNoise",
     "History",
     "LearningRateSchedule",
     "MaskingNoise",
+    "MaxPool2D",
     "Network",
     "Parallel",
     "Progress",
     "RMSprop",
     "Recipe",
     "ReduceOnPlateau",
+    "Reshape",
     "StepDecay",
     "Subsample",
     "Trainer",
+    "Upsample2D",
     "__version__",
     "available_backends",
     "backend",
     "callbacks",
     "datasets",
+    "export",
     "get_backend",
     "initializers",
     "layers",
@@ -166,4 +197,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    from importlib.util import find_spec
+
+    return sorted([*__all__, *(_EXTRA if find_spec("sklearn") else ())])

@@ -445,7 +445,10 @@ def versions() -> dict[str, dict[str, str]]:
                 sections[name] = dict(load(name).module.describe())
             except Exception as error:  # whatever is wrong with it is what to show
                 sections["backends"][name] = str(error)
-    libraries = ("numpy", "scipy", "numba", "threadpoolctl", "safetensors", "pooch", "matplotlib", "tqdm")
+    libraries = (
+        *("numpy", "scipy", "numba", "threadpoolctl", "safetensors", "scikit-learn", "pooch"),
+        *("matplotlib", "tqdm"),
+    )
     sections["libraries"] = {"python": platform.python_version()} | {
         library: installed(library) for library in libraries
     }

@@ -213,8 +213,9 @@ class LearningRateSchedule:
         trainer.learning_rate = max(rate, sys.float_info.min)  # 0 is none, and is where a cosine may end
 
     def on_fit_begin(self, trainer: Trainer, epoch: int) -> None:
-        """Set the rate of the first epoch."""
-        self._set(trainer, epoch)
+        """Set the rate of the first epoch; a fit that is resumed has the one it was left with."""
+        if epoch == 0:
+            self._set(trainer, epoch)
 
     def on_epoch_end(self, trainer: Trainer, epoch: int, logs: dict[str, float]) -> None:
         """Set the rate of the next epoch."""

@@ -104,6 +104,7 @@ class Checks:
 
     def __init__(self, network: Network, loss: Loss, dtype: np.dtype[Any], batch_size: int) -> None:
         self.input_shape, self.output_shape = network.input_shape, network.output_shape
+        self.network = network
         self.loss, self.dtype, self.batch_size = loss, dtype, batch_size
 
     def rows(self, name: str, X: Any, shape: tuple[int, ...], *, finite: bool = True) -> Array:
@@ -116,9 +117,15 @@ class Checks:
                 f"{name}.astype({self.dtype.name!r}) converts it"
             )
         width = math.prod(shape)
-        if X.shape[1:] != shape and X.shape[1:] != (width,):
-            shaped = f"(N, {', '.join(map(str, shape))})" + (f" or (N, {width})" if len(shape) > 1 else "")
-            raise ValueError(f"{name}: expected shape {shaped}, given {X.shape}")
+        known = dict.fromkeys([shape, (width,)])
+        if len(shape) == 3 and shape[0] == 1:  # images of one channel need not say so
+            known[shape[1:]] = None
+        if X.shape[1:] not in known:
+            shaped = " or ".join(f"(N, {', '.join(map(str, row))})" for row in known)
+            where = (
+                f"; {self.network.trace()}" if "target" in name and len(self.network.output_shape) > 1 else ""
+            )
+            raise ValueError(f"{name}: expected shape {shaped}, given {X.shape}{where}")
         if not len(X):
             raise ValueError(f"{name}: expected one or more rows, given shape {X.shape}")
         if not (X.flags.c_contiguous and X.flags.aligned):
@@ -143,15 +150,21 @@ class Checks:
                     f"{target[0]}: expected {len(data)} rows, as {name} has, given {len(wanted)}"
                 )
             name = target[0]
-        elif self.input_shape != self.output_shape:
+        elif not self._comparable():
             raise ValueError(
                 f"{target[0]}: expected an array, since the output has another shape than the input "
-                f"({self.output_shape}, {self.input_shape}), given None"
+                f"({self.output_shape}, {self.input_shape}), given None; {self.network.trace()}"
             )
         if self.loss.target_range is not None:
             why = f", as the loss {self.loss.name} takes them for a target"
             within(name, data if wanted is None else wanted, *self.loss.target_range, why)
         return data, wanted, self.weights(*sample_weight, len(data))
+
+    def _comparable(self) -> bool:
+        """Whether the input can be the target: of one shape, or of one size where one of them is flat."""
+        shapes = {self.input_shape, self.output_shape}
+        flat = 1 in map(len, shapes)
+        return len(shapes) == 1 or (flat and len(set(map(math.prod, shapes))) == 1)
 
     def weights(self, name: str, given: Any, n: int) -> Array | None:
         """Return the weights of n rows in the dtype of the rows."""

@@ -1,175 +1,61 @@
 """Layers as declarations: what they compute is emitted by `fastae.lowering`, how is in the kernels.
 
 A layer knows the shape of its output and the parameters it needs for a given input shape. A new
-layer is a frozen dataclass here, a line in `LAYERS`, and a function in ``lowering.py`` that lowers it.
+layer is a frozen dataclass here (one of images in ``image_layers.py``), a line in `LAYERS`, and a
+function in ``graph.py`` (``image_graph.py``) that lowers it.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
-from operator import index
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 from fastae import initializers
-from fastae.kernels.table import ACTIVATIONS
+from fastae.image_layers import AvgPool2D, Conv2D, ConvTranspose2D, MaxPool2D, Upsample2D
+from fastae.layer_base import (
+    ACTIVATION_NAMES,
+    Layer,
+    ParameterSpec,
+    Shape,
+    check_activation,
+    check_bool,
+    check_name,
+    flat,
+    positive_int,
+    real_number,
+)
 
 __all__ = [
     "ACTIVATION_NAMES",
     "LAYERS",
     "Activation",
+    "AvgPool2D",
     "BatchNorm",
+    "Conv2D",
+    "ConvTranspose2D",
     "Dense",
     "Dropout",
+    "Flatten",
     "GaussianNoise",
     "Layer",
     "MaskingNoise",
+    "MaxPool2D",
     "Parallel",
     "ParameterSpec",
+    "Reshape",
+    "Shape",
     "Subsample",
+    "Upsample2D",
     "from_dict",
     "positive_int",
     "real_number",
     "to_dict",
 ]
 
-Shape: TypeAlias = tuple[int, ...]
-
-#: Names of the activations a layer may have; softmax is no matter of single elements.
-ACTIVATION_NAMES = (*ACTIVATIONS, "softmax")
-
 #: Parallel layers may be nested this deep; a file that nests deeper is refused.
 MAX_DEPTH = 32
-
-
-@dataclass(frozen=True)
-class ParameterSpec:
-    """One parameter array of a layer.
-
-    Parameters
-    ----------
-    name : str
-        Such as "weight"; within a Network preceded by the layer's name, "in.weight".
-    shape : tuple of int
-        Its shape; dense weights are (in, out).
-    trainable : bool
-        Whether training changes it.
-    initializer : str
-        A key of `fastae.initializers.INITIALIZERS`.
-    fan_in, fan_out : int
-        Inputs and outputs each unit of the layer sees, for the initializer.
-    statistic : bool
-        Whether training changes it without a gradient: a running mean or variance.
-    """
-
-    name: str
-    shape: Shape
-    trainable: bool
-    initializer: str
-    fan_in: int
-    fan_out: int
-    statistic: bool = False
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        size = 1
-        for length in self.shape:
-            size *= length
-        return size
-
-
-def positive_int(name: str, value: Any) -> int:
-    """Return `value` as an int if it is a whole number >= 1 and no bool; otherwise raise a ValueError."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be an integer >= 1; got {value!r}") from None
-    if number < 1:
-        raise ValueError(f"{name} must be an integer >= 1; got {number}")
-    return number
-
-
-def real_number(
-    name: str,
-    value: Any,
-    low: float,
-    high: float = math.inf,
-    *,
-    open_low: bool = False,
-    open_high: bool = True,
-) -> float:
-    """Return `value` as a float if it is a finite number between `low` and `high`; else raise a ValueError.
-
-    Parameters
-    ----------
-    name : str
-        Used in the message.
-    value : object
-        What was given; a bool is no number.
-    low, high : float
-        Bounds.
-    open_low, open_high : bool
-        Whether the bound itself is out of them.
-    """
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise ValueError(f"{name} must be a number; got {value!r}")
-    number = float(value)
-    below = number <= low if open_low else number < low
-    above = number >= high if open_high else number > high
-    if not math.isfinite(number) or below or above:
-        bounds = f"{'>' if open_low else '>='} {low:g}"
-        if high != math.inf:
-            bounds = f"in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-        raise ValueError(f"{name} must be finite and {bounds}; got {value!r}")
-    return number
-
-
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False; got {value!r}")
-
-
-def _check_activation(name: str, value: object) -> None:
-    if not isinstance(value, str) or value not in ACTIVATION_NAMES:
-        raise ValueError(f"{name} must be one of {', '.join(ACTIVATION_NAMES)}; got {value!r}")
-
-
-def _check_name(value: object) -> None:
-    if value is None:
-        return
-    # The dot separates a layer's name from a parameter's, so a name has none.
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][\w-]{0,63}", value, re.ASCII):
-        raise ValueError(
-            "name must be None, or a letter or '_' and then at most 63 letters, digits, '_' or '-'; "
-            f"got {value!r}"
-        )
-
-
-def _flat(layer: str, shape: Shape) -> int:
-    if len(shape) != 1:
-        raise ValueError(f"input of {layer} must have one dimension, (features,); got shape {shape}")
-    return shape[0]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What all layers share."""
-
-    kind: ClassVar[str]
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Return the shape of a row of the output for that of a row of the input, or raise a ValueError."""
-        raise NotImplementedError
-
-    def parameters(self, shape: Shape) -> tuple[ParameterSpec, ...]:
-        """Return the parameters for an input of that shape, in the order they are stored."""
-        return ()
 
 
 @dataclass(frozen=True)
@@ -210,21 +96,21 @@ class Dense(Layer):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", positive_int("units", self.units))
-        _check_activation("activation", self.activation)
-        _check_bool("use_bias", self.use_bias)
+        check_activation("activation", self.activation)
+        check_bool("use_bias", self.use_bias)
         initializers.check("kernel_initializer", self.kernel_initializer)
         initializers.check("bias_initializer", self.bias_initializer, matrix=False)
-        _check_bool("trainable", self.trainable)
-        _check_name(self.name)
+        check_bool("trainable", self.trainable)
+        check_name(self.name)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return (units,)."""
-        _flat("Dense", shape)
+        flat("Dense", shape)
         return (self.units,)
 
     def parameters(self, shape: Shape) -> tuple[ParameterSpec, ...]:
         """Return weight (features, units) and, if used, bias (units,)."""
-        n, m = _flat("Dense", shape), self.units
+        n, m = flat("Dense", shape), self.units
         weight = ParameterSpec("weight", (n, m), self.trainable, self.kernel_initializer, n, m)
         bias = ParameterSpec("bias", (m,), self.trainable, self.bias_initializer, n, m)
         return (weight, bias) if self.use_bias else (weight,)
@@ -248,22 +134,23 @@ class Activation(Layer):
     name: str | None = None
 
     def __post_init__(self) -> None:
-        _check_activation("activation", self.activation)
-        _check_name(self.name)
+        check_activation("activation", self.activation)
+        check_name(self.name)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape of the input."""
         if self.activation == "softmax":
-            _flat("a softmax", shape)
+            flat("a softmax", shape)
         return shape
 
 
 @dataclass(frozen=True)
 class BatchNorm(Layer):
-    """Batch normalisation, ``y = f(gamma (x - mean) / sqrt(variance + epsilon) + beta)``; (features,).
+    """Batch normalisation, ``y = f(gamma (x - mean) / sqrt(variance + epsilon) + beta)``.
 
-    Training takes mean and variance of the batch, which needs two rows or more, and lets running
-    ones follow; everything else takes the running ones.
+    Each feature of (features,) has its mean and variance, each channel of (channels, height, width)
+    those of its pixels. Training takes those of the batch, which needs two numbers or more, and lets
+    running ones follow; everything else takes the running ones.
 
     Parameters
     ----------
@@ -283,8 +170,8 @@ class BatchNorm(Layer):
 
     Notes
     -----
-    The conventions are those of PyTorch's BatchNorm1d: the running variance is the unbiased one, that
-    of the batch is not.
+    The conventions are those of PyTorch's BatchNorm1d and BatchNorm2d: the running variance is the
+    unbiased one, that of the batch is not.
 
     References
     ----------
@@ -301,17 +188,26 @@ class BatchNorm(Layer):
     def __post_init__(self) -> None:
         object.__setattr__(self, "momentum", real_number("momentum", self.momentum, 0, 1, open_high=False))
         object.__setattr__(self, "epsilon", real_number("epsilon", self.epsilon, 0, open_low=True))
-        _check_activation("activation", self.activation)
-        _check_name(self.name)
+        check_activation("activation", self.activation)
+        check_name(self.name)
 
     def output_shape(self, shape: Shape) -> Shape:
-        """Return the shape of the input, (features,)."""
-        _flat("BatchNorm", shape)
+        """Return the shape of the input, (features,) or (channels, height, width)."""
+        if len(shape) not in (1, 3):
+            raise ValueError(
+                "input of BatchNorm must have one dimension, (features,), or three, (channels, height, "
+                f"width); got shape {shape}"
+            )
+        if self.activation == "softmax":
+            flat("a softmax", shape)
         return shape
 
     def parameters(self, shape: Shape) -> tuple[ParameterSpec, ...]:
-        """Return gamma and beta, which are trained, and running_mean and running_var; (features,) each."""
-        m = _flat("BatchNorm", shape)
+        """Return gamma and beta, which are trained, and running_mean and running_var.
+
+        Each is (features,), or (channels,) for images.
+        """
+        m = self.output_shape(shape)[0]
         return (
             ParameterSpec("gamma", (m,), True, "ones", m, m),
             ParameterSpec("beta", (m,), True, "zeros", m, m),
@@ -348,7 +244,7 @@ class Dropout(Layer):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rate", real_number("rate", self.rate, 0, 1))
-        _check_name(self.name)
+        check_name(self.name)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape of the input."""
@@ -379,7 +275,7 @@ class GaussianNoise(Layer):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stddev", real_number("stddev", self.stddev, 0))
-        _check_name(self.name)
+        check_name(self.name)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape of the input."""
@@ -414,11 +310,72 @@ class MaskingNoise(Layer):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rate", real_number("rate", self.rate, 0, 1))
-        _check_name(self.name)
+        check_name(self.name)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape of the input."""
         return shape
+
+
+@dataclass(frozen=True)
+class Flatten(Layer):
+    """The same numbers as one row, channel after channel; nothing is computed.
+
+    Parameters
+    ----------
+    name : str, optional
+        Its name in listings and files.
+    """
+
+    kind: ClassVar[str] = "flatten"
+
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return (product of the dimensions,)."""
+        return (math.prod(shape),)
+
+
+@dataclass(frozen=True)
+class Reshape(Layer):
+    """The same numbers, in the same order, in another shape; nothing is computed.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of a row of the output, such as (channels, height, width).
+    name : str, optional
+        Its name in listings and files.
+
+    Raises
+    ------
+    ValueError
+        When an argument is not as stated, or the input has another number of elements.
+    """
+
+    kind: ClassVar[str] = "reshape"
+
+    shape: Shape
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        given = self.shape
+        if not isinstance(given, Sequence) or isinstance(given, str) or not 1 <= len(given) <= 8:
+            raise ValueError(f"shape must be a tuple of 1 to 8 integers; got {given!r:.100}")
+        object.__setattr__(self, "shape", tuple(positive_int("shape", length) for length in given))
+        check_name(self.name)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the shape declared."""
+        if math.prod(shape) != math.prod(self.shape):
+            raise ValueError(
+                f"shape {self.shape} has {math.prod(self.shape)} elements; "
+                f"got an input of shape {shape} with {math.prod(shape)}"
+            )
+        return self.shape
 
 
 @dataclass(frozen=True)
@@ -440,11 +397,11 @@ class Subsample(Layer):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stride", positive_int("stride", self.stride))
-        _check_name(self.name)
+        check_name(self.name)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return (ceil(features / stride),)."""
-        return (-(-_flat("Subsample", shape) // self.stride),)
+        return (-(-flat("Subsample", shape) // self.stride),)
 
 
 @dataclass(frozen=True, init=False)
@@ -475,13 +432,16 @@ class Parallel(Layer):
         checked = tuple(check_layers(f"branches[{i}]", branch) for i, branch in enumerate(branches))
         object.__setattr__(self, "branches", checked)
         object.__setattr__(self, "name", name)
-        _check_name(name)
+        check_name(name)
 
 
 #: The closed registry: a file names a layer by one of these words and by nothing else.
 LAYERS: dict[str, type[Layer]] = {
     cls.kind: cls
-    for cls in (Dense, Activation, BatchNorm, Dropout, GaussianNoise, MaskingNoise, Subsample, Parallel)
+    for cls in (
+        *(Dense, Activation, BatchNorm, Dropout, GaussianNoise, MaskingNoise, Subsample, Parallel),
+        *(Conv2D, ConvTranspose2D, MaxPool2D, AvgPool2D, Upsample2D, Flatten, Reshape),
+    )
 }
 
 

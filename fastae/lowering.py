@@ -20,8 +20,13 @@
 3. Every slot has its place in the arena as soon as it is asked for; workspaces share one scratch
    stretch, whose size is known at the end.
 
-A new layer needs a function registered with `build`; where no op here fits, also an op: a class with
-`forward` and `backward`.
+A new layer needs a function registered with `build`, and where no op fits also an op: a class with
+`forward` and `backward` (``graph.py``, and ``image_graph.py`` for images).
+
+The numbers of a value have two faces, rows [n, m] and images [n, c, h, w]. Without padding these are one
+memory under two shapes. In a padded Program images lie in blocks of rows side by side, and an instruction
+takes them from one face to the other, once in a routine, where an instruction reads the other one. The
+data, codes, outputs and losses are rows.
 """
 
 from __future__ import annotations
@@ -29,353 +34,34 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import singledispatch
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastae import losses, optimizers
+from fastae.graph import BatchNormOp, DenseOp, Op, Operand, Value, build, draw, is_identity
+from fastae.image_graph import chained
 from fastae.kernels.table import ACTIVATIONS, KERNELS, Array
 from fastae.layers import (
     Activation,
     BatchNorm,
+    Conv2D,
+    ConvTranspose2D,
     Dense,
-    Dropout,
     GaussianNoise,
-    Layer,
     MaskingNoise,
-    Parallel,
     Shape,
-    Subsample,
     positive_int,
 )
 from fastae.network import Network, Placed
-from fastae.program import ALIGNMENT, COUNTER, HEADER_BYTES, STEP, Instruction, Program, Routine, Slot
+from fastae.program import ALIGNMENT, HEADER_BYTES, STEP, Instruction, Program, Routine, Slot, row_stride
 
 __all__ = ["build", "lower"]
 
 #: A larger arena is a mistake in a declaration rather than a wish.
 MAX_ARENA_BYTES = 1 << 38
-
-Random: TypeAlias = Dropout | GaussianNoise | MaskingNoise
-Operand: TypeAlias = Slot | int | float | str | None
-
-
-# -- the graph -----------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class Value:
-    """An array of the batch that an op makes or, for the batch itself, that is given.
-
-    `activation` is the one its op ends with: a gradient of the value times f'(value) is what that
-    op's backward needs. `uses` counts the ops that read it. Nothing negative is in it when
-    `nonnegative`. `source` is the value that stands for it in the modes in which its op is left out.
-    `gradients` gathers what has reached it so far.
-    """
-
-    name: str
-    slot: Slot
-    activation: str = "linear"
-    nonnegative: bool = False
-    needs_gradient: bool = False
-    source: Value | None = None
-    random: bool = False  # its op is left out in all modes but "train"
-    uses: int = 0
-    gradients: list[Slot] = field(default_factory=list)
-    fused: bool = False  # whether f' is already in the gradient
-
-    @property
-    def fusable(self) -> str:
-        """The activation whose derivative the only reader of the value may fuse into its gradient."""
-        return self.activation if self.uses == 1 else "linear"
-
-
-class Op:
-    """A step of the computation that reads `inputs` and makes `output`."""
-
-    inputs: tuple[Value, ...]
-    output: Value
-    #: Whether the backward instruction applies the derivative of the output's activation itself, where
-    #: the gradient comes without it.
-    differentiates = False
-
-    def forward(self, to: _Lowering) -> None:
-        """Emit the instructions that make the output."""
-        raise NotImplementedError
-
-    def backward(self, to: _Lowering, da: Slot) -> None:
-        """Emit those of the backward pass, from the gradient of the output before its activation."""
-        raise NotImplementedError
-
-
-class DenseOp(Op):
-    """y = f(x w + b)."""
-
-    def __init__(self, to: _Lowering, placed: Placed, layer: Dense, x: Value, f: str, name: str) -> None:
-        self.name, self.trainable = placed.name, layer.trainable
-        self.w = to.slots[f"{placed.name}.weight"]
-        self.b = to.slots[f"{placed.name}.bias"] if layer.use_bias else None
-        self.inputs = (x,)
-        self.output = to.value(name, placed.output_shape, [x], f, layer.trainable)
-
-    def forward(self, to: _Lowering) -> None:
-        x, y = to.place(self.inputs[0]), self.output
-        to.emit("dense_forward", x=x, w=self.w, b=self.b, activation=to.activation(y), y=y.slot)
-
-    def backward(self, to: _Lowering, da: Slot) -> None:
-        (x,) = self.inputs
-        if x.needs_gradient:  # first, since it reads the weights that the update changes
-            f = x.fusable
-            dx = to.gradient_slot(x, self.name, fused=True)
-            note = f"derivative of {x.name}'s {f} fused" if f != "linear" else ""
-            saved = x.slot if f != "linear" else None
-            to.emit("dense_input_grad", note, da=da, w=self.w, x=saved, activation=f, dx=dx)
-        if self.trainable:
-            to.dense_update(x.slot, da, self.w, self.b)
-
-
-class BatchNormOp(Op):
-    """y = f(gamma (x - mean) / sqrt(var + epsilon) + beta)."""
-
-    differentiates = True
-
-    def __init__(self, to: _Lowering, placed: Placed, layer: BatchNorm, x: Value, f: str, name: str) -> None:
-        self.name, self.layer = placed.name, layer
-        self.gamma, self.beta, self.running_mean, self.running_var = (
-            to.slots[p.name] for p in placed.parameters
-        )
-        self.mean = to.slot(f"{placed.name}.mean", self.gamma.shape)
-        self.inv_std = to.slot(f"{placed.name}.inv_std", self.gamma.shape)
-        self.inputs = (x,)
-        self.output = to.value(name, placed.output_shape, [x], f, trainable=True)
-
-    def forward(self, to: _Lowering) -> None:
-        x, y, f = to.place(self.inputs[0]), self.output, to.activation(self.output)
-        note = f"{f} fused" if f != "linear" else ""
-        both: dict[str, Operand] = {
-            "x": x,
-            "gamma": self.gamma,
-            "beta": self.beta,
-            "running_mean": self.running_mean,
-            "running_var": self.running_var,
-            "activation": f,
-            "epsilon": self.layer.epsilon,
-            "y": y.slot,
-        }
-        if to.mode == "train":
-            both |= {"momentum": self.layer.momentum, "mean": self.mean, "inv_std": self.inv_std}
-            to.emit("batchnorm_forward", note, **both)
-        else:
-            to.emit("batchnorm_inference", note, **both)
-
-    def backward(self, to: _Lowering, da: Slot) -> None:
-        (x,), y = self.inputs, self.output
-        f = "linear" if y.fused else y.activation
-        if x.needs_gradient:
-            dx = to.gradient_slot(x, self.name, fused=False)
-        else:  # the kernel makes it in any case
-            dx = to.slot(f"{self.name}.dx", x.slot.shape, batched=True)
-        to.emit(
-            "batchnorm_backward",
-            f"derivative of {y.name}'s {f} fused" if f != "linear" else "",
-            dy=da,
-            x=x.slot,
-            gamma=self.gamma,
-            y=y.slot,
-            mean=self.mean,
-            inv_std=self.inv_std,
-            activation=f,
-            dx=dx,
-            dgamma=to.gradient_of[self.gamma.name],
-            dbeta=to.gradient_of[self.beta.name],
-        )
-
-
-class ActivationOp(Op):
-    """y = f(x)."""
-
-    def __init__(self, to: _Lowering, name: str, activation: str, x: Value) -> None:
-        self.inputs = (x,)
-        self.output = to.value(name, x.slot.shape[1:], [x], activation)
-        self.output.source = x
-
-    def forward(self, to: _Lowering) -> None:
-        x, y = to.place(self.inputs[0]), self.output
-        to.emit("activation_forward", x=x, activation=y.activation, y=y.slot)
-
-    def backward(self, to: _Lowering, da: Slot) -> None:
-        to.pass_gradient(self.inputs[0], da)
-
-
-class SoftmaxOp(Op):
-    """y = softmax(x); its derivative is no matter of single elements, so nothing is fused."""
-
-    def __init__(self, to: _Lowering, name: str, x: Value) -> None:
-        self.name = name
-        self.inputs = (x,)
-        self.output = to.value(name, x.slot.shape[1:], [x])
-        self.output.nonnegative = True
-
-    def forward(self, to: _Lowering) -> None:
-        to.emit("softmax_forward", x=to.place(self.inputs[0]), y=self.output.slot)
-
-    def backward(self, to: _Lowering, da: Slot) -> None:
-        (x,) = self.inputs
-        dx = to.gradient_slot(x, self.name, fused=False)
-        to.emit("softmax_backward", dy=da, y=self.output.slot, dx=dx)
-
-
-class RandomOp(Op):
-    """Dropout or noise: in training alone."""
-
-    def __init__(self, to: _Lowering, name: str, layer: Random, x: Value, stream: int) -> None:
-        self.name, self.layer = name, layer
-        constant = "stddev" if isinstance(layer, GaussianNoise) else "rate"
-        self.constants = {constant: getattr(layer, constant), "stream": stream, "counter": COUNTER}
-        self.inputs = (x,)
-        self.output = to.value(name, x.slot.shape[1:], [x])
-        self.output.nonnegative = x.nonnegative and constant == "rate"
-        self.output.source, self.output.random = x, True
-
-    def forward(self, to: _Lowering) -> None:
-        kernel = "dropout_forward" if isinstance(self.layer, Dropout) else self.layer.kind
-        x = to.place(self.inputs[0])
-        to.emit(kernel, "in training alone", x=x, y=self.output.slot, **self.constants)
-
-    def backward(self, to: _Lowering, da: Slot) -> None:
-        (x,) = self.inputs
-        if isinstance(self.layer, GaussianNoise):
-            to.pass_gradient(x, da)
-            return
-        dx = to.gradient_slot(x, self.name, fused=False)
-        note = "the same zeros as forward"
-        if isinstance(self.layer, Dropout):
-            to.emit("dropout_backward", note, dy=da, dx=dx, **self.constants)
-        else:
-            to.emit("masking_noise", note, x=da, y=dx, **self.constants)
-
-
-class SubsampleOp(Op):
-    """y = every stride-th column of x."""
-
-    def __init__(self, to: _Lowering, placed: Placed, layer: Subsample, x: Value) -> None:
-        self.name, self.stride = placed.name, layer.stride
-        self.inputs = (x,)
-        self.output = to.value(placed.name, placed.output_shape, [x])
-        self.output.nonnegative = x.nonnegative
-
-    def forward(self, to: _Lowering) -> None:
-        x, y = to.place(self.inputs[0]), self.output.slot
-        to.emit("subsample_forward", x=x, stride=self.stride, y=y)
-
-    def backward(self, to: _Lowering, da: Slot) -> None:
-        (x,) = self.inputs
-        dx = to.gradient_slot(x, self.name, fused=False)
-        to.emit("subsample_backward", dy=da, stride=self.stride, dx=dx)
-
-
-class SumOp(Op):
-    """y = x1 + x2."""
-
-    def __init__(self, to: _Lowering, name: str, x1: Value, x2: Value) -> None:
-        self.inputs = (x1, x2)
-        self.output = to.value(name, x1.slot.shape[1:], self.inputs)
-        self.output.nonnegative = x1.nonnegative and x2.nonnegative
-
-    def forward(self, to: _Lowering) -> None:
-        x1, x2 = map(to.place, self.inputs)
-        to.emit("branch_sum", x1=x1, x2=x2, y=self.output.slot)
-
-    def backward(self, to: _Lowering, da: Slot) -> None:
-        for x in self.inputs:
-            to.pass_gradient(x, da)
-
-
-@singledispatch
-def build(layer: Layer, to: _Lowering, placed: Placed, x: Value) -> Value:
-    """Add the ops of a layer that reads `x`; its output."""
-    raise NotImplementedError(f"no lowering of layers of type {layer.kind}")
-
-
-@build.register(Dense)
-@build.register(BatchNorm)
-def _(layer: Dense | BatchNorm, to: _Lowering, placed: Placed, x: Value) -> Value:
-    if _is_identity(placed):
-        to.notes.append(f"{placed.name}: product with fixed identity dropped")
-        to.constraints[f"{placed.name}.weight"] = "identity"
-        if isinstance(layer, Dense) and layer.use_bias:
-            to.constraints[f"{placed.name}.bias"] = "zeros"
-        return activate(to, placed.name, layer.activation, x)
-    f, name = layer.activation, placed.name
-    if f not in ACTIVATIONS:  # softmax, an op of its own
-        f, name = "linear", f"{placed.name}.linear"
-    if isinstance(layer, Dense):
-        y = to.add(DenseOp(to, placed, layer, x, f, name))
-    else:
-        y = to.add(BatchNormOp(to, placed, layer, x, f, name))
-    return y if f == layer.activation else activate(to, placed.name, layer.activation, y)
-
-
-@build.register(Activation)
-def _(layer: Activation, to: _Lowering, placed: Placed, x: Value) -> Value:
-    return activate(to, placed.name, layer.activation, x)
-
-
-@build.register(Dropout)
-@build.register(GaussianNoise)
-@build.register(MaskingNoise)
-def _(layer: Random, to: _Lowering, placed: Placed, x: Value) -> Value:
-    return draw(to, placed.name, layer, x, next(to.streams))
-
-
-@build.register(Subsample)
-def _(layer: Subsample, to: _Lowering, placed: Placed, x: Value) -> Value:
-    return to.add(SubsampleOp(to, placed, layer, x))
-
-
-@build.register(Parallel)
-def _(layer: Parallel, to: _Lowering, placed: Placed, x: Value) -> Value:
-    ends = [to.chain(branch, x) for branch in placed.branches]
-    y = ends[0]
-    for i, end in enumerate(ends[1:], 1):
-        y = to.add(SumOp(to, placed.name if i == len(ends) - 1 else f"{placed.name}.{i}", y, end))
-    return y
-
-
-def activate(to: _Lowering, name: str, activation: str, x: Value) -> Value:
-    """Return the activation of `x`, or `x` itself where that is the same."""
-    if activation == "linear":
-        return x
-    if activation == "softmax":
-        return to.add(SoftmaxOp(to, name, x))
-    if activation == "relu" and x.nonnegative:
-        # Exact backward too: where such a value is 0, the derivatives below it are 0.
-        of = "relu" if x.activation == "relu" else "a value that is never negative"
-        to.notes.append(f"{name}: relu of {of} dropped")
-        return x
-    return to.add(ActivationOp(to, name, activation, x))
-
-
-def draw(to: _Lowering, name: str, layer: Random, x: Value, stream: int) -> Value:
-    """Return `x` with dropout or noise, or `x` itself where that is the same."""
-    amount = layer.stddev if isinstance(layer, GaussianNoise) else layer.rate
-    return to.add(RandomOp(to, name, layer, x, stream)) if amount else x
-
-
-def _is_identity(placed: Placed) -> bool:
-    """Whether a layer's product with its weight is for certain and always the input itself."""
-    layer = placed.layer
-    return (
-        isinstance(layer, Dense)
-        and not layer.trainable
-        and layer.kernel_initializer == "identity"
-        and placed.input_shape == placed.output_shape
-        and not (layer.use_bias and layer.bias_initializer != "zeros")
-    )
-
 
 # -- lowering ------------------------------------------------------------------------------------------
 
@@ -411,6 +97,11 @@ class _Lowering:
         self.constraints: dict[str, str] = {}
         self.gradient_of: dict[str, Slot] = {}  # stored gradients by the name of their parameter
         self.state_of: dict[str, dict[str, Slot]] = {}
+        self.homes: dict[str, Slot] = {}  # of a slot that is another face of one, that one
+        self.faces: dict[tuple[str, Shape], Slot] = {}
+        #: Of each routine by the name of a home: the faces that are filled, by the shape of a row.
+        self.filled: dict[str, dict[str, dict[Shape, Slot]]] = {}
+        self.routine = ""
 
     # Slots
 
@@ -419,8 +110,10 @@ class _Lowering:
 
     def shaped(self, name: str, offset: int, shape: Shape, batched: bool) -> Slot:
         stride = math.prod(shape[1:])
+        if self.padded and len(shape) == 4 and batched:
+            return Slot(name, offset, shape, stride, batched, lanes=self.unit)
         if self.padded and len(shape) > 1:
-            stride = self.round_up(stride)
+            stride = row_stride(stride, self.dtype.itemsize)
         return Slot(name, offset, shape, stride, batched)
 
     def slot(self, name: str, shape: Shape, batched: bool = False) -> Slot:
@@ -450,9 +143,57 @@ class _Lowering:
         trainable: bool = False,
     ) -> Value:
         """Add a value of the batch that is made from `inputs`."""
-        slot = self.rows(f"{name}.out", shape)
+        if len(shape) == 3:
+            slot = self.slot(f"{name}.out", (self.batch_size, *shape), batched=True)
+        else:
+            slot = self.rows(f"{name}.out", shape)
         needs = trainable or any(x.needs_gradient for x in inputs)
         return Value(name, slot, activation, ACTIVATIONS[activation].nonnegative, needs)
+
+    def face(self, slot: Slot, shape: Shape) -> Slot:
+        """Return the numbers of a batched slot as rows of that shape, (m,) or (c, h, w).
+
+        In a padded Program the instruction that lays them so is emitted unless the routine has it already.
+        """
+        if not self.padded:
+            if slot.shape[1:] == shape:
+                return slot
+            return self.shaped(slot.name, slot.offset, (slot.shape[0], *shape), slot.batched)
+        home = self.homes.get(slot.name, slot)
+        filled = self.filled.setdefault(self.routine, {}).setdefault(home.name, {home.shape[1:]: home})
+        if shape not in filled:
+            face = self.other_face(home, shape)
+            if len(shape) == 1:
+                self.emit("rows_from_images", x=next(iter(filled.values())), y=face)
+            else:
+                self.emit("images_from_rows", x=self.face(slot, (math.prod(shape),)), y=face)
+            filled[shape] = face
+        return filled[shape]
+
+    def other_face(self, home: Slot, shape: Shape) -> Slot:
+        """Return the slot for a face of what is at home elsewhere."""
+        if shape == home.shape[1:]:  # of a code that came as rows
+            return home
+        key = home.name, shape
+        if key not in self.faces:
+            name = f"{home.name}.{'rows' if len(shape) == 1 else 'images'}"
+            if name in self.slots:
+                name += f".{'x'.join(map(str, shape))}"
+            self.faces[key] = self.slot(name, (home.shape[0], *shape), batched=True)
+            self.homes[name] = home
+        return self.faces[key]
+
+    def rows_of(self, slot: Slot) -> Slot:
+        """Return the numbers of a batched slot as rows [n, m]."""
+        return self.face(slot, (math.prod(slot.shape[1:]),))
+
+    def width(self, x: Value) -> Shape:
+        """The shape of a value's row, flat."""
+        return (math.prod(x.slot.shape[1:]),)
+
+    def is_nonnegative(self, activation: str) -> bool:
+        """Whether an activation gives nothing negative."""
+        return ACTIVATIONS[activation].nonnegative
 
     # The graph
 
@@ -463,9 +204,7 @@ class _Lowering:
         return op.output
 
     def chain(self, chain: Sequence[Placed], x: Value) -> Value:
-        for placed in self.merged(chain):
-            x = build(placed.layer, self, placed, x)
-        return x
+        return chained(self, self.merged(chain), x)
 
     def merged(self, chain: Sequence[Placed]) -> list[Placed]:
         """Let linear layers apply the activation that follows: within a chain nothing else reads them."""
@@ -477,9 +216,9 @@ class _Lowering:
                 continue
             if (
                 f in ACTIVATIONS
-                and isinstance(last, Dense | BatchNorm)
+                and isinstance(last, Dense | BatchNorm | Conv2D | ConvTranspose2D)
                 and last.activation == "linear"
-                and not _is_identity(done[-1])
+                and not is_identity(done[-1])
             ):
                 done[-1] = replace(done[-1], layer=replace(last, activation=f))
                 self.notes.append(f"{placed.name}: {f} fused into {done[-1].name}")
@@ -505,17 +244,41 @@ class _Lowering:
 
     # Instructions
 
-    def forward(self, ops: Iterable[Op], mode: str) -> list[Instruction]:
+    def begin(self, mode: str, routine: str | None = None) -> None:
+        """Begin a list of instructions, or one more of the same routine."""
+        self.mode, self.routine, self.instructions = mode, routine or mode, []
+
+    def forward(self, ops: Iterable[Op], mode: str, routine: str | None = None) -> list[Instruction]:
         """Return the forward instructions of some ops in a mode."""
-        self.mode, self.instructions = mode, []
-        for op in ops:
-            if not self.absent(op.output):
+        self.begin(mode, routine)
+        present = [op for op in ops if not self.absent(op.output)]
+        waiting: DenseOp | None = None
+        for op, following in itertools.zip_longest(present, present[1:]):
+            if waiting is not None and isinstance(op, BatchNormOp):
+                op.forward_with(self, waiting)
+                waiting = None
+            elif isinstance(op, DenseOp) and isinstance(following, BatchNormOp) and op.only_for(following):
+                waiting = op
+            else:
                 op.forward(self)
         return self.instructions
 
+    def inferring(
+        self, routine: str, ops: Iterable[Op], x: Value, y: Value
+    ) -> tuple[list[Instruction], Slot, Slot]:
+        """Return what takes rows of `x` to rows of `y`: instructions, input and output."""
+        self.mode, self.routine = "infer", routine
+        home = self.place(x)
+        if self.padded and len(home.shape) > 2:  # rows come from outside
+            rows = self.other_face(home, self.width(x))
+            self.filled[routine] = {home.name: {self.width(x): rows}}
+        source = self.rows_of(home)
+        instructions = self.forward(ops, "infer", routine)
+        return instructions, source, self.rows_of(self.place(y))
+
     def losing(self, y: Value, mode: str, **operands: Slot) -> list[Instruction]:
         """Return the instructions that take the output to the loss and its gradient."""
-        self.mode, self.instructions = mode, []
+        self.begin(mode)
         row = KERNELS["bce_with_logits" if self.logits is not None else self.loss.kernel]
         f, note = y.fusable, ""
         constants: dict[str, float | str] = dict(self.loss.constants)
@@ -524,7 +287,7 @@ class _Lowering:
             note = f"derivative of {y.name}'s {f} fused" if f != "linear" else ""
         elif self.logits is not None:
             note = f"{y.name}'s sigmoid and {self.loss.name} in one"
-        operands[row.arrays[0].name] = self.place(y)
+        operands[row.arrays[0].name] = self.rows_of(self.place(y))
         self.emit(row.name, note, row_loss=self.slots["row_loss"], **operands, **constants)
         self.emit("total", row_loss=self.slots["row_loss"], loss=self.slots["loss"])
         return self.instructions
@@ -538,10 +301,12 @@ class _Lowering:
         varying = {a.dims[0] for a, slot in instruction.arrays if slot.batched}
         used = 0
         for a in row.arrays:
-            if a.role == "work":  # offset within the scratch stretch, whose place is not known yet
-                slot = self.shaped("scratch", used, row.shape(a, dims), a.dims[0] in varying)
-                used += self.round_up(slot.size)
-                operands[a.name] = slot
+            if a.role != "work" or (a.optional and self.padded):  # images in their own layout need none
+                continue
+            # Offset within the scratch stretch, whose place is not known yet.
+            slot = self.shaped("scratch", used, row.shape(a, dims), a.dims[0] in varying)
+            used += self.round_up(slot.size)
+            operands[a.name] = slot
         missing = [
             a.name
             for a in row.arguments
@@ -558,14 +323,14 @@ class _Lowering:
 
     # Gradients
 
-    def gradient_slot(self, x: Value, reader: str, *, fused: bool) -> Slot:
-        """Add a slot for the gradient that `reader` sends to `x`.
+    def gradient_slot(self, x: Value, reader: str, shape: Shape, *, fused: bool) -> Slot:
+        """Add a slot for the gradient that `reader` sends to `x`, in rows of that shape.
 
         `fused` promises that what goes there is multiplied by the derivative of `x.fusable`.
         """
         whole = x.uses == 1 and (fused or x.activation == "linear")
         name = f"{x.name}.da" if whole else f"{reader}.dx"
-        slot = self.slot(name, x.slot.shape, batched=True)
+        slot = self.slot(name, (self.batch_size, *shape), batched=True)
         x.gradients.append(slot)
         x.fused = whole
         return slot
@@ -577,17 +342,19 @@ class _Lowering:
 
     def gradient(self, op: Op) -> Slot:
         """Return the whole gradient of an op's output before its activation, as the op wants it."""
-        x = op.output
+        x, shape = op.output, (self.batch_size, *self.width(op.output))
         total = x.gradients[0]
         whole = x.activation == "linear" or x.fused
         for i, other in enumerate(x.gradients[1:], 1):
             last = i == len(x.gradients) - 1 and whole
-            both = self.slot(f"{x.name}.da" if last else f"{x.name}.dy{i}", x.slot.shape, batched=True)
-            self.emit("branch_sum", "gradients of several readers added", x1=total, x2=other, y=both)
+            both = self.slot(f"{x.name}.da" if last else f"{x.name}.dy{i}", shape, batched=True)
+            x1, x2 = self.rows_of(total), self.rows_of(other)
+            self.emit("branch_sum", "gradients of several readers added", x1=x1, x2=x2, y=both)
             total = both
         if not whole and not op.differentiates:
-            da = self.slot(f"{x.name}.da", x.slot.shape, batched=True)
-            self.emit("activation_backward", dy=total, y=x.slot, activation=x.activation, dx=da)
+            da = self.slot(f"{x.name}.da", shape, batched=True)
+            dy, y = self.rows_of(total), self.rows_of(x.slot)
+            self.emit("activation_backward", dy=dy, y=y, activation=x.activation, dx=da)
             total = da
         return total
 
@@ -664,17 +431,17 @@ class _Lowering:
                     "use bce, which is fused with it, or a linear output"
                 )
         ahead = {mode: self.forward(self.ops, mode) for mode in ("train", "evaluate")}
-        encode = self.forward(self.ops[:encoder], "infer")
-        decode = self.forward(self.ops[encoder:], "infer")
-        code_slot, output_slot = self.place(code), self.place(y)
+        encode = self.inferring("encode", self.ops[:encoder], batch_value, code)
+        decode = self.inferring("decode", self.ops[encoder:], code, y)
+        reconstruct = self.inferring("reconstruct", self.ops, batch_value, y)
 
         self.slot("row_loss", (batch,), batched=True)
         loss = self.slot("loss", (1,))
         takes = self.logits is not None or "activation" in {
             c.name for c in KERNELS[self.loss.kernel].constants
         }
-        da = self.gradient_slot(y, "batch.loss", fused=takes)
-        target = self.slot("target", y.slot.shape, batched=True)
+        da = self.gradient_slot(y, "batch.loss", self.width(y), fused=takes)
+        target = self.slot("target", da.shape, batched=True)
         weight = self.slot("sample_weight", (batch,), batched=True)
         for mode, instructions in ahead.items():
             instructions += self.losing(y, mode, target=target, sample_weight=weight, da=da)
@@ -689,7 +456,7 @@ class _Lowering:
             state_slots |= {slot.name: slot for slot in slots}
             if whole is not None:
                 states[state] = whole
-        self.mode, self.instructions = "train", []
+        self.begin("train")
         for op in reversed(self.ops):
             if op.output.needs_gradient:
                 op.backward(self, self.gradient(op))
@@ -739,7 +506,7 @@ class _Lowering:
                 self.dtype.itemsize,
             )
 
-        own_targets = (False, True) if y.slot.shape == batch_value.slot.shape else (True,)
+        own_targets = (False, True) if target.shape == batch_value.slot.shape else (True,)
         losing = {
             (name, own, weighted): routine(
                 name, parts, batch_value.slot, self.notes, own_target=own, weighted=weighted
@@ -748,14 +515,14 @@ class _Lowering:
             for own in own_targets
             for weighted in (False, True)
         }
+        own = {
+            "encode": (*encode, self.notes[:encoder_notes]),
+            "decode": (*decode, self.notes[encoder_notes:]),
+            "reconstruct": (*reconstruct, self.notes),
+        }
         inference = {
-            "encode": routine(
-                "encode", encode, batch_value.slot, self.notes[:encoder_notes], output=code_slot
-            ),
-            "decode": routine("decode", decode, code_slot, self.notes[encoder_notes:], output=output_slot),
-            "reconstruct": routine(
-                "reconstruct", encode + decode, batch_value.slot, self.notes, output=output_slot
-            ),
+            name: routine(name, parts, source, notes, output=output)
+            for name, (parts, source, output, notes) in own.items()
         }
         return Program(
             network=network,
@@ -775,7 +542,7 @@ class _Lowering:
             states=states,
             state_slots=state_slots,
             constraints=self.constraints,
-            needs_rows=2 if any(isinstance(op, BatchNormOp) for op in self.ops) else 1,
+            needs_rows=max([1, *(op.needs_rows for op in self.ops if isinstance(op, BatchNormOp))]),
             losing=losing,
         )
 
@@ -838,7 +605,7 @@ def lower(
     dtype : "float32" or "float64"
         Of everything in the arena.
     padded : bool
-        Round row strides of arrays of two or more dims up to 64 bytes.
+        Give arrays of two or more dims the row strides of `fastae.program.row_stride`.
     fused_update : bool
         Apply the gradient of a dense layer as it is computed, if the optimiser has a kernel for it
         and clips nothing; those gradients are not stored then.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
@@ -16,6 +17,9 @@ from fastae.layers import MAX_DEPTH, Layer, Parallel, ParameterSpec, Shape, posi
 __all__ = ["Network", "Placed", "Recipe"]
 
 SAMPLINGS = ("shuffle", "replacement", "sequential")
+
+#: Most elements of a row or a parameter: more have no number of bytes in 64 bits.
+_MOST = (1 << 60) - 1
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class Recipe:
         "shuffle" (every row once an epoch), "replacement" or "sequential".
     updates : int, optional
         The published number of updates, where it was not counted in epochs.
+    train_rows, validation_rows : int, optional
+        Rows of the training data it was trained on, the first ones, and those behind them it was
+        validated on; all of it, and the test data, when not given.
     published : dict of str to number or str
         What the document says came of it, such as "validation_loss" after the last epoch and
         "validation_loss_epoch_1" after the first.
@@ -52,6 +59,8 @@ class Recipe:
     dtype: str = "float32"
     sampling: str = "shuffle"
     updates: int | None = None
+    train_rows: int | None = None
+    validation_rows: int | None = None
     published: Mapping[str, float | str] = field(default_factory=dict, hash=False)
     reference: Mapping[str, float | str] = field(default_factory=dict, hash=False)
 
@@ -61,8 +70,13 @@ class Recipe:
             raise ValueError(f"loss of a recipe must be a name; got {self.loss!r}")
         if not isinstance(self.optimizer, optimizers.Optimizer):
             raise ValueError(f"optimizer of a recipe must be an optimiser; got {self.optimizer!r}")
-        for name in ("batch_size", "epochs", "updates"):
-            if name != "updates" or self.updates is not None:
+        if (self.train_rows is None) != (self.validation_rows is None):
+            raise ValueError(
+                "train_rows and validation_rows must both be given or both not; "
+                f"got {self.train_rows} and {self.validation_rows}"
+            )
+        for name in ("batch_size", "epochs", "updates", "train_rows", "validation_rows"):
+            if name in ("batch_size", "epochs") or getattr(self, name) is not None:
                 object.__setattr__(self, name, positive_int(name, getattr(self, name)))
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be float32 or float64; got {self.dtype!r}")
@@ -76,6 +90,11 @@ class Recipe:
                 if not isinstance(key, str) or not isinstance(value, int | float | str):
                     raise ValueError(f"{name} must have numbers or texts under names; got {key!r}: {value!r}")
             object.__setattr__(self, name, MappingProxyType(dict(figures)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy: a read-only view of a dict cannot be pickled, the dict can."""
+        values = [getattr(self, f.name) for f in fields(self)]
+        return type(self), tuple(dict(v) if isinstance(v, MappingProxyType) else v for v in values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values."""
@@ -162,6 +181,8 @@ class _Placer:
         try:
             output = layer.output_shape(shape)
             parameters = tuple(replace(p, name=f"{name}.{p.name}") for p in layer.parameters(shape))
+            for what, sizes in [("output", output), *((p.name, p.shape) for p in parameters)]:
+                _check_product(what, sizes)
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from None
         return Placed(layer, name, shape, output, parameters)
@@ -266,6 +287,14 @@ class Network:
         """Number of elements of the parameters that training changes."""
         return sum(p.size for p in self.parameters if p.trainable)
 
+    def trace(self) -> str:
+        """Return the shape of a row from layer to layer, to see where it went astray."""
+        steps = [f"input {self.input_shape}"]
+        steps += [f"{p.name} {p.output_shape}" for p in self.placed_encoder]
+        steps[-1] += ", the code"
+        steps += [f"{p.name} {p.output_shape}" for p in self.placed_decoder]
+        return " -> ".join(steps)
+
     def initial_weights(
         self, seed: int | np.random.SeedSequence | np.random.Generator | None = None, dtype: str = "float64"
     ) -> dict[str, npt.NDArray[Any]]:
@@ -349,9 +378,19 @@ class Network:
 
 
 def _check_shape(shape: Any) -> Shape:
-    if isinstance(shape, Sequence) and not isinstance(shape, str) and shape:
-        return tuple(positive_int("input_shape", length) for length in shape)
-    return (positive_int("input_shape", shape),)
+    sizes = shape if isinstance(shape, Sequence) and not isinstance(shape, str) and shape else (shape,)
+    checked = tuple(positive_int("input_shape", length) for length in sizes)
+    _check_product("input_shape", checked)
+    return checked
+
+
+def _check_product(name: str, shape: Shape) -> None:
+    """Refuse what no array could hold, before anybody tries to make it."""
+    if math.prod(shape) > _MOST:
+        raise ValueError(
+            f"{name} must have a number of bytes below 2**63; got shape {shape} with "
+            f"{math.prod(shape)} elements"
+        )
 
 
 def _summary_rows(placed: Placed, depth: int) -> Iterator[tuple[str, ...]]:

@@ -9,6 +9,7 @@
     optimizer/a.weight.<state> of the optimiser   sha256   of the whole file with these 64 digits as zeros
     history/<list>             losses, float64
     callback/<n>/<name>        of a callback
+    estimator/<name>           of an estimator around the trainer, float64
 
 A file is data and nothing else: layers, losses and optimisers are looked up in closed registries by the
 words of the declaration, and no array is made before its size was compared with the file's. What is read is
@@ -17,6 +18,7 @@ checked as a whole before anything of it is used.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -45,7 +47,19 @@ from fastae.network import SAMPLINGS, Network
 if TYPE_CHECKING:
     from fastae.trainer import Trainer
 
-__all__ = ["VERSION", "CheckpointError", "State", "load", "read", "require_library", "write"]
+__all__ = [
+    "VERSION",
+    "CheckpointError",
+    "SavedEstimator",
+    "State",
+    "load",
+    "network_from_dict",
+    "new_trainer",
+    "read",
+    "replace",
+    "require_library",
+    "write",
+]
 
 Array = npt.NDArray[Any]
 
@@ -97,6 +111,28 @@ class CheckpointError(ValueError):
 
 
 @dataclass
+class SavedEstimator:
+    """What a file holds of an estimator beside its trainer; `fastae.estimator` knows what it means.
+
+    Parameters
+    ----------
+    kind : str
+        Name of its class.
+    parameters : dict
+        Its parameters, as JSON has them.
+    fitted : dict
+        What was fitted, the same.
+    arrays : dict of str to ndarray
+        What was fitted, float64.
+    """
+
+    kind: str
+    parameters: dict[str, Any]
+    fitted: dict[str, Any]
+    arrays: dict[str, Array]
+
+
+@dataclass
 class State:
     """All that training goes on from. The attributes are those of `Trainer`, and what it holds."""
 
@@ -113,6 +149,7 @@ class State:
     generator: Mapping[str, Any]
     history: History
     position: Position | None
+    estimator: SavedEstimator | None = None
 
     def difference(self, trainer: Trainer) -> str:
         """Say in what the training of a trainer is another one; empty where it is not."""
@@ -168,6 +205,14 @@ def write(path: str | os.PathLike[str], state: State) -> None:
         "generator": _generator_to_dict(state.generator),
         "fit": None if state.position is None else _position_to_dict(state.position, arrays),
     }
+    if (saved := state.estimator) is not None:
+        arrays |= {f"estimator/{name}": array for name, array in saved.arrays.items()}
+        declared["estimator"] = {
+            "type": saved.kind,
+            "parameters": saved.parameters,
+            "fitted": saved.fitted,
+            "arrays": list(saved.arrays),
+        }
     metadata = {"fastae": json.dumps(declared, allow_nan=False), "sha256": _ZEROS}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     content = bytearray(library.save(arrays, metadata))
@@ -176,7 +221,7 @@ def write(path: str | os.PathLike[str], state: State) -> None:
         raise ValueError(f"path: the declaration takes {length} bytes; a file holds {MAX_HEADER} at most")
     at = _digits(content[: 8 + length], _ZEROS)
     content[at : at + 64] = hashlib.sha256(content).hexdigest().encode()
-    _replace(path, content)
+    replace(path, content)
 
 
 def _position_to_dict(position: Position, arrays: dict[str, Array]) -> dict[str, Any]:
@@ -214,8 +259,11 @@ def _generator_to_dict(state: Mapping[str, Any]) -> dict[str, int]:
     return {**state["state"], "has_uint32": state["has_uint32"], "uinteger": state["uinteger"]}
 
 
-def _replace(path: str, content: bytes | bytearray) -> None:
-    """Have a file hold the content, or, whatever happens, what it held before."""
+def replace(path: str, content: bytes | bytearray, *, overwrite: bool = True) -> None:
+    """Have a file hold the content, or, whatever happens, what it held before.
+
+    Without `overwrite` a file that is there, even one that came in the meantime, is a FileExistsError.
+    """
     path = os.path.realpath(path)  # a link stays one
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
@@ -224,7 +272,10 @@ def _replace(path: str, content: bytes | bytearray) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _put(temporary, path)
     except BaseException:
         with suppress(OSError):
             os.remove(temporary)
@@ -236,6 +287,20 @@ def _replace(path: str, content: bytes | bytearray) -> None:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _put(temporary: str, path: str) -> None:
+    """Give a file its name if no other has it."""
+    try:
+        os.link(temporary, path)  # unlike a renaming, it replaces nothing
+    except FileExistsError:
+        raise FileExistsError(errno.EEXIST, "it exists already", path) from None
+    except OSError:  # a file system without links: as near as it gets
+        if os.path.exists(path):
+            raise FileExistsError(errno.EEXIST, "it exists already", path) from None
+        os.replace(temporary, path)
+    else:
+        os.remove(temporary)
 
 
 def _text_path(path: Any) -> str:
@@ -253,15 +318,13 @@ def _digits(head: bytes | bytearray, digits: str) -> int:
 # Reading --------------------------------------------------------------------------------------------------
 
 
-def load(
-    path: str | os.PathLike[str], *, backend: str | None = None, n_threads: int | None = None
-) -> Trainer:
-    """Make a trainer that goes on from a file.
+def load(path: str | os.PathLike[str], *, backend: str | None = None, n_threads: int | None = None) -> Any:
+    """Make what a file holds: a trainer that goes on from it, or a fitted estimator.
 
     Parameters
     ----------
     path : str or path
-        What `Trainer.save` wrote.
+        What `Trainer.save`, `Autoencoder.save` or `AutoencoderOutlierDetector.save` wrote.
     backend : str, optional
         To use in place of the saved one.
     n_threads : int, optional
@@ -269,32 +332,45 @@ def load(
 
     Returns
     -------
-    Trainer
-        As the one that was saved. ``fit(..., resume=True)`` goes on with its fit.
+    Trainer, Autoencoder or AutoencoderOutlierDetector
+        As the one that was saved. ``fit(..., resume=True)`` of a trainer goes on with its fit; an estimator
+        transforms, scores and predicts with the same bits on the same backend.
 
     Raises
     ------
     CheckpointError
         When the file is truncated, altered, of a newer version, or no checkpoint.
     ImportError
-        Without safetensors (``pip install "fastae[files]"``).
+        Without safetensors (``pip install "fastae[files]"``), or without scikit-learn where an estimator is
+        in the file (``pip install "fastae[sklearn]"``).
     OSError
         When it cannot be read.
     """
+    state = read(path)
+    overrides = {"backend": backend, "n_threads": n_threads}
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    trainer = new_trainer(state, **overrides)
+    if state.estimator is None:
+        return trainer
+    from fastae import estimator
+
+    try:
+        return estimator.from_saved(trainer, state.estimator, **overrides)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise CheckpointError(_text_path(path), "invalid", f"estimator: {error}"[:300]) from error
+
+
+def new_trainer(state: State, **overrides: Any) -> Trainer:
+    """Make a trainer of a state, with other arguments where they are given."""
     from fastae.trainer import Trainer
 
-    state = read(path)
-    trainer = Trainer(
-        state.network,
-        state.loss,
-        state.optimizer,
-        state.batch_size,
-        state.backend if backend is None else backend,
-        state.dtype,
-        state.n_threads if n_threads is None else n_threads,
-        state.snapshot.seed,
-        state.noise,
-    )
+    arguments = {
+        name: getattr(state, name)
+        for name in ("loss", "optimizer", "batch_size", "backend", "dtype", "n_threads", "noise")
+    }
+    trainer = Trainer(state.network, seed=state.snapshot.seed, **arguments | overrides)
     trainer._take(state)
     return trainer
 
@@ -430,10 +506,18 @@ class _Reader:
         {"version", "network", "loss", "optimizer", "batch_size", "dtype", "noise", "backend", "n_threads"}
         | {"learning_rate", "seed", "updates", "generator", "fit"}
     )
+    _ESTIMATOR = frozenset({"type", "parameters", "fitted", "arrays"})
     _FIT = frozenset({*Plan.__dataclass_fields__, "epoch", "batch", "stopped", "generator", "callbacks"})
 
     def __init__(self, declared: Any, tensors: _Tensors) -> None:
-        _expect_fields("the declaration", declared, self._FIELDS)
+        more = {"estimator"} if "estimator" in declared else set()  # a file of a trainer has none
+        _expect_fields("the declaration", declared, self._FIELDS | more)
+        self.estimator = declared.get("estimator")
+        if more:
+            _expect_fields("estimator", self.estimator, self._ESTIMATOR)
+            words = isinstance(self.estimator["type"], str) and _are_texts(self.estimator["arrays"])
+            if not words or not all(isinstance(self.estimator[k], dict) for k in ("parameters", "fitted")):
+                raise ValueError("estimator: expected its type, parameters, what was fitted, names of arrays")
         self.declared = declared
         if declared["dtype"] not in ("float32", "float64"):
             raise ValueError(f"dtype: expected float32 or float64, given {declared['dtype']!r:.50}")
@@ -445,8 +529,7 @@ class _Reader:
         if noise is not None and not isinstance(noise, GaussianNoise | MaskingNoise):
             raise ValueError(f"noise: expected gaussian or masking noise, given {noise!r:.50}")
         self.noise = noise
-        network = Network.from_dict(declared["network"])
-        _check_size(network)
+        network = network_from_dict(declared["network"])
         self.program = lower(  # numbers alone, no arena
             network,
             batch_size=integer("batch_size", declared["batch_size"], 1, _LARGEST),
@@ -520,6 +603,11 @@ class _Reader:
             if name in expected:
                 raise ValueError(f"{name}: an array of a callback is declared twice")
             expected[name] = tensors.get(name)
+        for name in () if self.estimator is None else self.estimator["arrays"]:
+            if f"estimator/{name}" in expected:
+                raise ValueError(f"estimator/{name}: an array is declared twice")
+            _, shape = tensors.get(f"estimator/{name}", (None, ()))
+            expected[f"estimator/{name}"] = (double, shape)
         if wrong := sorted(expected.keys() ^ tensors.keys()):
             raise ValueError(f"arrays are not those that are declared: {', '.join(wrong)[:200]}")
         for name, what in expected.items():
@@ -567,7 +655,22 @@ class _Reader:
             generator=self.generator,
             history=History(loss.tolist(), val_loss.tolist(), seconds.tolist(), parts),
             position=self.position,
+            estimator=self._saved_estimator(arrays),
         )
+
+    def _saved_estimator(self, arrays: dict[str, Array]) -> SavedEstimator | None:
+        if self.estimator is None:
+            return None
+        kind, parameters, fitted = (self.estimator[name] for name in ("type", "parameters", "fitted"))
+        own = {name: arrays[f"estimator/{name}"] for name in self.estimator["arrays"]}
+        return SavedEstimator(kind, parameters, fitted, own)
+
+
+def network_from_dict(data: Any) -> Network:
+    """Return the network that `Network.to_dict` gave, of no more layers than a file holds."""
+    network = Network.from_dict(data)
+    _check_size(network)
+    return network
 
 
 def _check_size(network: Network) -> None:

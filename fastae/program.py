@@ -28,7 +28,17 @@ from fastae.layers import GaussianNoise, MaskingNoise, Shape, positive_int
 if TYPE_CHECKING:
     from fastae.network import Network
 
-__all__ = ["COUNTER", "HEADER_BYTES", "STEP", "WIDTH", "Instruction", "Program", "Routine", "Slot"]
+__all__ = [
+    "COUNTER",
+    "HEADER_BYTES",
+    "STEP",
+    "WIDTH",
+    "Instruction",
+    "Program",
+    "Routine",
+    "Slot",
+    "row_stride",
+]
 
 #: Columns of an encoded instruction.
 WIDTH = 40
@@ -41,6 +51,16 @@ HEADER_BYTES = 64
 
 #: Place of each kernel in the table.
 _NUMBERS = {name: number for number, name in enumerate(KERNELS)}
+
+
+def row_stride(columns: int, itemsize: int) -> int:
+    """Elements from one row to the next in a Program with padded rows: whole lines of 64 bytes.
+
+    Long rows get one more where their lines are a multiple of 4. Else rows of 1024 or 2048 bytes, say, lie on
+    few of a cache's sets, and a panel of some of their columns does not stay in it, small as it is.
+    """
+    lines = -(-columns * itemsize // ALIGNMENT)
+    return (lines + (lines >= 8 and lines % 4 == 0)) * ALIGNMENT // itemsize
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,9 @@ class Slot:
         Whether shape[0] is the batch's capacity, of which fewer rows may be used.
     index : bool
         Whether it holds int64, as the header alone does.
+    lanes : int
+        Rows side by side: with L > 1 images [n, c, h, w] lie as [ceil(n / L)][c][h][w][L], `stride`
+        elements for each row.
     """
 
     name: str
@@ -69,11 +92,12 @@ class Slot:
     stride: int
     batched: bool = False
     index: bool = False
+    lanes: int = 1
 
     @property
     def size(self) -> int:
-        """Elements from the first to the end of the last row, padding included."""
-        return self.shape[0] * self.stride
+        """Elements from the first to the end of the last row, padding and last block included."""
+        return -(-self.shape[0] // self.lanes) * self.lanes * self.stride
 
     def __str__(self) -> str:
         return f"{self.name}[{','.join(map(str, self.shape))}]"
@@ -332,10 +356,21 @@ def _operand_text(instruction: Instruction) -> str:
     names = {slot.name for _, slot in instruction.arrays}
     written: list[str] = []
     read: list[str] = []
+    parts: dict[str, list[tuple[int | float, bool]]] = {}  # of stride=(2, 1), and whether each says something
+    for argument, operand in zip(instruction.row.arguments, instruction.operands, strict=True):
+        if not isinstance(argument, Array) and argument.part_of and isinstance(operand, int | float):
+            parts.setdefault(argument.part_of, []).append((operand, operand != argument.default))
     for argument, operand in zip(instruction.row.arguments, instruction.operands, strict=True):
         if isinstance(argument, Array):
             if operand is None or argument.role == "work":
                 continue
+        elif argument.part_of:
+            given = parts.pop(argument.part_of, [])
+            if any(says for _, says in given):
+                values = [f"{value:g}" for value, _ in given]
+                same = len(set(values)) == 1
+                read.append(f"{argument.part_of}={values[0] if same else '(' + ','.join(values) + ')'}")
+            continue
         elif argument.kind != "activation" and operand == argument.default:
             continue
         is_written = isinstance(argument, Array) and argument.written
@@ -363,7 +398,8 @@ class Program:
     dtype : numpy.dtype
         float32 or float64.
     padded : bool
-        Whether row strides of arrays of two or more dims are multiples of 64 bytes.
+        Whether row strides of arrays of two or more dims are those of `row_stride`, and images of a batch
+        lie side by side (`Slot.lanes`).
     noise : GaussianNoise, MaskingNoise or None
         Noise on the input in training.
     arena_size : int
@@ -393,7 +429,7 @@ class Program:
         "nonnegative".
     needs_rows : int
         Rows of the smallest batch it can train on: 2 with batch normalisation, whose variance of one
-        row says nothing, else 1.
+        number says nothing, else 1.
     losing : dict of (str, bool, bool) to Routine
         The routines "train" and "evaluate", each with `own_target` and `weighted` of `routine`.
     """
@@ -452,7 +488,8 @@ class Program:
         if (name, own_target, weighted) not in self.losing:
             shapes = f"output {self.network.output_shape}, input {self.network.input_shape}"
             raise ValueError(
-                f"target must be given where the output has another shape than the input: {shapes}"
+                f"target must be given where the output has another shape than the input: {shapes}; "
+                f"{self.network.trace()}"
             )
         return self.losing[name, own_target, weighted]
 
@@ -494,13 +531,20 @@ class Program:
         return self._checked(arena)[: HEADER_BYTES // self.dtype.itemsize].view(np.int64)
 
     def view(self, arena: npt.NDArray[Any], slot: str | Slot) -> npt.NDArray[Any]:
-        """Return a slot of an arena as an array of its logical shape; with padding it is strided."""
+        """Return a slot of an arena as an array of its logical shape.
+
+        With padding it is strided; where rows lie side by side it is a copy.
+        """
         if not isinstance(slot, Slot):
             if slot not in self.slots:
                 raise ValueError(f"slot must be one of {', '.join(self.slots)}; got {slot!r}")
             slot = self.slots[slot]
         if slot.index:
             return self.header(arena)[slot.offset : slot.offset + slot.size]
+        if slot.lanes > 1:
+            blocks = self._checked(arena)[slot.offset : slot.offset + slot.size]
+            rows = np.moveaxis(blocks.reshape(-1, *slot.shape[1:], slot.lanes), -1, 1)
+            return rows.reshape(-1, *slot.shape[1:])[: slot.shape[0]].copy()
         item = self.dtype.itemsize
         strides = [item]
         for length in slot.shape[:1:-1]:

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -287,6 +287,7 @@ def run(
         name = data or ("digits" if model == "autoencnet" else "mnist")
         loaded = load_data(model, name, dtype or recipe.dtype)
         net = _fitting_network(model, loaded)
+        loaded = _published_rows(loaded, recipe)
         given = {"dtype": dtype, "batch_size": batch_size}
         overrides = {name: value for name, value in given.items() if value is not None}
         trainer = Trainer.from_recipe(net, backend=chosen, n_threads=threads, seed=seed, **overrides)
@@ -358,12 +359,25 @@ def _recipe(net: Network) -> Recipe:
     return net.recipe
 
 
+def _published_rows(data: Data, recipe: Recipe) -> Data:
+    """Return the rows the published training took, where it took a part of them and there are so many."""
+    if recipe.train_rows is None or recipe.validation_rows is None:
+        return data
+    kept, end = recipe.train_rows, recipe.train_rows + recipe.validation_rows
+    if len(data.train) < end:
+        return data
+    title = f"the first {end} images of {data.title}"
+    return replace(data, train=data.train[:kept], validation=data.train[kept:end], title=title)
+
+
 def _fitting_network(model: str, data: Data) -> Network:
     """Make the model for rows of this width, if it can be."""
     values = data.train.shape[1]
     declare = MODELS[model]
     if "image_dim" in inspect.signature(declare).parameters:
         return declare(image_dim=values)
+    if "source" in inspect.signature(declare).parameters and data.image_shape is not None:
+        return declare(source=data.image_shape)
     net = declare()
     if math.prod(net.input_shape) != values:
         height, width = data.image_shape or (1, values)

@@ -23,9 +23,11 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -274,6 +276,14 @@ class Trainer:
             position=self._position,
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy as a file would: what a fit goes on from, no arena and no threads."""
+        with self._exclusive():
+            state = self._state()
+            if (at := state.position) is not None:
+                state = replace(state, position=replace(at, callbacks=(), loaded=at.states()))
+            return persistence.new_trainer, (deepcopy(state),)
+
     def _take(self, state: State) -> None:
         """Go on from a state of the same declaration."""
         if self._current is not None:
@@ -428,6 +438,8 @@ class Trainer:
             nested, self._fitting = self._fitting, True
             try:
                 _tell(told, "on_fit_begin", self, position.epoch)
+                if position.epoch < epochs and not position.stopped:
+                    self._warn_of_no_rate()
                 try:
                     self._run(fit, validation, told)
                 finally:
@@ -443,6 +455,17 @@ class Trainer:
                 self._fitting = nested
                 _tell(told, "on_fit_end", self)
         return history
+
+    def _warn_of_no_rate(self) -> None:
+        """A schedule of an earlier fit may have left a rate at which nothing is learnt."""
+        initial = self.optimizer.constants["learning_rate"]
+        if self._learning_rate < 1e-6 * initial:
+            warnings.warn(
+                f"the fit begins with a learning rate of {self._learning_rate:.3g}, where a schedule has "
+                f"ended; set trainer.learning_rate, to {initial:g} say, to go on learning",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _run(self, fit: Fit, validation: Rows | None, callbacks: tuple[Callback, ...]) -> None:
         """Run the epochs of a fit that are left."""

@@ -87,8 +87,29 @@ def test_what_lies_in_the_arena_does_not_matter(name, dtype, sizes, activation):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_what_lies_in_the_arena_does_not_matter_to_normalised_and_long_rows(name, dtype):
+    """128, 192 and 253 columns: rows whose padding is a line, of which nothing may be seen."""
+    net = Network(
+        [Dense(192), BatchNorm(activation="relu"), Dense(5), BatchNorm()],
+        [Dense(253, use_bias=False), BatchNorm(activation="elu"), Activation("tanh"), Dense(128, "sigmoid")],
+        128,
+    )
+    x = np.random.default_rng(1).random((53, 128)).astype(dtype)
+    module = load(name)
+    optimizer = fastae.SGD(0.1)
+    clean = run(module, net, x, 1, batch_size=20, optimizer=optimizer)
+    for n_threads in (1, 3):
+        assert run(module, net, x, n_threads, batch_size=20, optimizer=optimizer, poison=True) == clean
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_cython_gives_a_row_the_same_bits_alone_and_in_any_batch(dtype):
-    net = Network([Dense(37, "sigmoid"), Dense(9)], [Dense(70, "relu"), Dense(133, "tanh")], 133)
+    net = Network(
+        [Dense(37, "sigmoid"), Dense(9), BatchNorm()],
+        [Dense(70, "relu"), Dense(101), BatchNorm(activation="elu"), Dense(133, "tanh")],
+        133,
+    )
     x = np.random.default_rng(2).normal(size=(41, 133)).astype(dtype)
     module = load("cython")
     found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,8 @@ HEAVY = [
     "tqdm",
     "threadpoolctl",
     "hypothesis",
+    "onnx",
+    "onnxruntime",
     "torch",
 ]
 
@@ -36,6 +39,7 @@ def test_declaring_and_choosing_imports_nothing_heavy():
     code = """
 import sys, numpy, fastae
 fastae.models, fastae.layers, fastae.Network, fastae.SGD, fastae.Trainer, fastae.plots, fastae.ops.sgd
+fastae.export
 fastae.available_backends()
 fastae.set_backend("numpy")
 fastae.ops.branch_sum(numpy.ones((1, 1)), numpy.ones((1, 1)))
@@ -44,14 +48,17 @@ print(*sys.modules)
     assert not set(HEAVY) & set(run(code).split())
 
 
+@pytest.mark.timed
 def test_import_takes_50_ms_at_most():
     """Over ``import numpy``; the least of several processes, which is the one least disturbed."""
     code = "import time, numpy; t = time.perf_counter(); import fastae; print(time.perf_counter() - t)"
     assert min(float(run(code)) for _ in range(5)) <= 0.050
 
 
-@pytest.mark.parametrize("name", fastae.__all__)
+@pytest.mark.parametrize("name", [*fastae.__all__, *fastae._EXTRA])
 def test_public_name(name):
+    if name in fastae._EXTRA and not os.environ.get("CI"):
+        pytest.importorskip("sklearn")
     value = getattr(fastae, name)
     assert value is getattr(fastae, name)
     assert name in dir(fastae)
@@ -59,7 +66,7 @@ def test_public_name(name):
 
 
 def test_every_public_name_has_a_home():
-    assert set(fastae._HOME) | {"__version__"} == set(fastae.__all__)
+    assert set(fastae._HOME) | {"__version__"} == {*fastae.__all__, *fastae._EXTRA}
 
 
 def test_names_of_type_checkers_are_the_same():
@@ -75,6 +82,24 @@ def test_names_of_type_checkers_are_the_same():
         for alias in node.names
     }
     assert found == fastae._HOME
+
+
+def test_without_scikit_learn():
+    """The names of its extra are an error that says what to install, and are in nobody's way."""
+    code = """
+import sys
+sys.modules["sklearn"] = None  # as if it were not installed
+from fastae import *
+import fastae
+for name in fastae._EXTRA:
+    try:
+        getattr(fastae, name)
+    except ImportError as error:
+        print(error)
+"""
+    printed = run(code).splitlines()
+    assert len(printed) == 2
+    assert all('pip install "fastae[sklearn]"' in line for line in printed)
 
 
 def test_unknown_name():

@@ -26,7 +26,7 @@ WIDE = {"n": 3, "k": 5, "m": 19, "p": 37, "r": 7}  # whole vectors and a rest
 # Images that suit the constants that a case has by itself; 19 of them fill a block of rows and a rest.
 LARGE |= {"c": 6, "o": 4, "cg": 3, "og": 2, "ih": 9, "iw": 8, "kh": 3, "kw": 2, "vh": 5, "vw": 7}
 SMALL |= {"c": 4, "o": 4, "cg": 2, "og": 2, "ih": 4, "iw": 6, "kh": 2, "kw": 3, "vh": 3, "vw": 5}
-WIDE |= SMALL | {"n": 19, "k": 5, "m": 19, "p": 37, "ih": 3}
+WIDE |= SMALL | {"n": 19, "k": 5, "m": 19, "p": 37, "ih": 3, "iw": 6}
 
 
 def own_dims(row: Kernel) -> list[str]:
@@ -271,6 +271,33 @@ def bounds_of_batchnorm_inference(v, found):
     return {"y": scale * (np.abs(v.x) + np.abs(v.running_mean)) + np.abs(v.beta)}
 
 
+def bounds_of_dense_batchnorm(v, found):
+    """What is normalised errs already, by e = sum |x| |w| + |b|. The mean errs by the mean of it, the
+    variance by twice the mean of |z - mean| e, and inv_std by half of that, relative to the variance.
+    """
+    inv_std = found["inv_std"]
+    e = np.abs(v.x) @ np.abs(v.w) + np.abs(getattr(v, "b", 0))
+    d, mean = np.abs(found["z"] - found["mean"]), e.mean(0)
+    spread = (d * (e + mean)).mean(0)
+    relative = 2 + spread * inv_std**2
+    count = len(v.x) / max(len(v.x) - 1, 1)
+    var = (d**2).mean(0) * count
+    return {
+        "z": e,
+        "y": np.abs(v.gamma) * inv_std * (e + 2 * mean + d * relative) + np.abs(v.beta),
+        "mean": mean,
+        "inv_std": relative * inv_std,
+        "running_mean": np.abs(v.running_mean) + v.momentum * (mean + np.abs(v.running_mean)),
+        "running_var": v.running_var + v.momentum * (var + 2 * spread * count + v.running_var),
+    }
+
+
+def bounds_of_dense_batchnorm_inference(v, found):
+    scale = np.abs(v.gamma) / np.sqrt(v.running_var + v.epsilon)
+    e = np.abs(v.x) @ np.abs(v.w) + np.abs(getattr(v, "b", 0))
+    return {"y": scale * (e + np.abs(v.running_mean)) + np.abs(v.beta)}
+
+
 def bounds_of_batchnorm_backward(v, found):
     """All signs equal, in every sum."""
     da, h = np.abs(v.dy), (np.abs(v.x) + np.abs(v.mean)) * v.inv_std
@@ -367,6 +394,8 @@ BOUNDS = {
     "batchnorm_forward": bounds_of_batchnorm,
     "batchnorm_inference": bounds_of_batchnorm_inference,
     "batchnorm_backward": bounds_of_batchnorm_backward,
+    "dense_batchnorm_forward": bounds_of_dense_batchnorm,
+    "dense_batchnorm_inference": bounds_of_dense_batchnorm_inference,
     "batchnorm2d_forward": by_channel(bounds_of_batchnorm),
     "batchnorm2d_inference": by_channel(bounds_of_batchnorm_inference),
     "batchnorm2d_backward": by_channel(bounds_of_batchnorm_backward),
@@ -1368,6 +1397,16 @@ DEFINITIONS = {
         "y": EXACTLY[activation](gamma * (x - running_mean) / np.sqrt(running_var + epsilon) + beta)
     },
     "batchnorm_backward": batchnorm_backward,
+    "dense_batchnorm_forward": lambda x, w, b, gamma, beta, running_mean, running_var, **constants: {
+        "z": x @ w + b,
+        **batchnorm_forward(x @ w + b, gamma, beta, running_mean, running_var, **constants),
+    },
+    "dense_batchnorm_inference": lambda x, w, b, running_mean, running_var, **others: {
+        "y": EXACTLY[others["activation"]](
+            others["gamma"] * (x @ w + b - running_mean) / np.sqrt(running_var + others["epsilon"])
+            + others["beta"]
+        )
+    },
     "conv2d_forward": lambda x, w, b, activation, **geometry: {
         "y": EXACTLY[activation](convolution(x, w, b, **geometry))
     },

@@ -49,7 +49,20 @@ def test_numpy_is_the_one_dependency(requirements):
 
 def test_extras(requirements):
     extras = {re.search(r"extra == ['\"](\w+)", r)[1] for r in requirements if "extra ==" in r}
-    assert extras == {"numba", "plots", "progress", "data", "files", "demo", "test", "bench", "lint", "all"}
+    assert extras == {
+        "numba",
+        "plots",
+        "progress",
+        "data",
+        "files",
+        "onnx",
+        "sklearn",
+        "demo",
+        "test",
+        "bench",
+        "lint",
+        "all",
+    }
 
 
 def test_demo_extra_has_what_the_commands_write_with():
@@ -83,6 +96,8 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
             pytest.skip(f"the README uses every backend: {name}: {reason}")
     pytest.importorskip("matplotlib")
     pytest.importorskip("safetensors")
+    pytest.importorskip("onnx")
+    pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     names = {}
     try:
@@ -99,4 +114,9 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     assert names["record"].val_loss[-1] < 0.075
     assert names["stopping"].best == min(names["record"].val_loss)
     assert names["saved"].history.val_loss == names["record"].val_loss
-    assert (tmp_path / "learning-curve.png").is_file()
+    assert names["Z"].shape == (297, 16)
+    assert -0.012 < names["ae"].score(names["D"][1500:]) < -0.009
+    assert (names["detector"].predict(names["noise"]) == -1).all()
+    assert (names["detector"].predict(names["D"]) == -1).sum() == 53
+    for name in ("learning-curve.png", "denoiser.onnx", "encoder.c", "detector.c"):
+        assert (tmp_path / name).is_file()

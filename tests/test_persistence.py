@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -275,7 +276,7 @@ def test_the_last_epoch_is_saved_before_the_best_weights_are_put_back(tmp_path, 
 
 def test_a_save_in_the_middle_of_an_epoch(tmp_path):
     path = tmp_path / "a"
-    x = np.random.default_rng(1).random((4000, WIDTH))
+    x = np.random.default_rng(1).random((40_000, WIDTH))  # an epoch is longer than the time between reports
 
     class Break:
         def on_progress(self, done, total):
@@ -289,7 +290,7 @@ def test_a_save_in_the_middle_of_an_epoch(tmp_path):
     whole.fit(x, epochs=2, validation_split=0.1)
     with pytest.raises(KeyboardInterrupt):
         broken.fit(x, epochs=2, validation_split=0.1, callbacks=[Break()])
-    assert 0 < broken.history.updates < 450
+    assert 0 < broken.history.updates < 4500
     broken.save(path)
     loaded = fastae.load(path)
     np.testing.assert_array_equal(loaded.history.batch_loss, broken.history.batch_loss)
@@ -298,6 +299,36 @@ def test_a_save_in_the_middle_of_an_epoch(tmp_path):
     # A new fit in place of that one does not begin with the old order again.
     losses = [t.fit(x, epochs=1, sampling="replacement").loss for t in (fastae.load(path), broken)]
     assert losses[0] == losses[1]
+
+
+def test_every_epoch_can_be_gone_on_from(tmp_path):
+    """Where a plateau has lowered the rate that a schedule set, too."""
+    path, rates = tmp_path / "a", []
+
+    class Keep:
+        def on_epoch_end(self, trainer, epoch, logs):
+            rates.append(trainer.learning_rate)
+            if path.exists():  # of the epoch before: a checkpoint comes last
+                shutil.copy(path, tmp_path / str(epoch - 1))
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    def run(trainer, last, **more):
+        x = np.random.default_rng(5).random((43, WIDTH))
+        trainer.fit(
+            x, epochs=30, validation_split=0.1, callbacks=[*callbacks(), last, Checkpoint(path)], **more
+        )
+        return trainer
+
+    whole = run(make(), Keep())
+    cosine = [CosineDecay(60).rate(epoch, 0.01) for epoch in range(1, 31)]
+    assert any(rate < wanted for rate, wanted in zip(rates, cosine, strict=True))  # a plateau was there
+    for epoch in range(1, 30):
+        assert_same(run(make(), Keep(), resume=tmp_path / str(epoch)), whole)
 
 
 def test_a_callback_of_ones_own_has_its_state(tmp_path):

@@ -31,7 +31,7 @@ from fastae.layers import (
 from fastae.lowering import build, lower
 from fastae.network import Network
 from fastae.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
-from fastae.program import COUNTER, STEP, WIDTH
+from fastae.program import COUNTER, STEP, WIDTH, row_stride
 
 SHORT = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
@@ -652,25 +652,16 @@ def test_a_linear_layer_applies_the_activation_that_follows():
     )
     program = lowered(net)
     # The code is what the encoder ends with, so that g stays where it is.
-    assert kernels_of(program.routine("train"))[:6] == [
+    assert kernels_of(program.routine("train"))[:4] == [
         "dense_forward",
-        "dense_forward",
-        "batchnorm_forward",
+        "dense_batchnorm_forward",
         "activation_forward",
-        "dense_forward",
-        "batchnorm_forward",
+        "dense_batchnorm_forward",
     ]
     instructions = program.routine("train").instructions
-    fused = {i.operands[-1].name: i.constants.get("activation") for i in instructions[:5]}
-    assert fused == {
-        "a.out": "elu",
-        "b.out": "linear",
-        "n.inv_std": "linear",
-        "g.out": "relu",
-        "c.out": "linear",
-    }
-    assert instructions[5].constants == {"activation": "relu", "epsilon": 1e-5, "momentum": 0.1}
-    assert instructions[5].note == "relu fused"
+    fused = {i.operands[-1].name: i.constants.get("activation") for i in instructions[:3]}
+    assert fused == {"a.out": "elu", "n.inv_std": "linear", "g.out": "relu"}
+    assert instructions[3].constants == {"activation": "relu", "epsilon": 1e-5, "momentum": 0.1}
     assert program.routine("encode").notes == ("f: elu fused into a",)
     assert program.routine("decode").notes == ("h: relu fused into m",)
     assert "note: h: relu fused into m" in str(program)
@@ -680,6 +671,45 @@ def test_a_linear_layer_applies_the_activation_that_follows():
     assert "activation_forward" in kernels_of(lowered(net).routine("encode"))
     net = Network([Dense(3, name="a"), Activation("linear"), Activation("tanh", name="f")], [Dense(3)], 3)
     assert lowered(net).routine("encode").notes == ("f: tanh fused into a",)
+
+
+def test_dense_and_batch_normalisation_are_one_instruction():
+    net = Network(
+        [Dense(3, name="a"), BatchNorm(activation="relu", name="n")],
+        [Dense(5, use_bias=False, name="c"), BatchNorm(name="m"), Dense(4, name="out")],
+        4,
+    )
+    program = lowered(net)
+    for name in ("train", "evaluate", "reconstruct"):
+        kind = "forward" if name == "train" else "inference"
+        kernels = kernels_of(program.routine(name))[:3]
+        assert kernels == [f"dense_batchnorm_{kind}", f"dense_batchnorm_{kind}", "dense_forward"], name
+    first, second = program.routine("train").instructions[:2]
+    names = [slot.name for array, slot in first.arrays if array.role == "out"]
+    assert names == ["a.out", "n.out", "n.mean", "n.inv_std"]
+    assert first.note == "a and n: product, normalisation and relu in one"
+    assert second.note == "c and m: product and normalisation in one"
+    assert "b" not in [array.name for array, _ in second.arrays]
+    assert first.note in str(program)
+    # What is not kept for the backward pass is not stored.
+    assert not any(s.name == "a.out" for i in program.routine("encode").instructions for _, s in i.arrays)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "routine"),
+    [
+        ([Dense(3, "tanh"), BatchNorm()], "train"),  # not the bare product
+        ([Dense(3), Dropout(0.5), BatchNorm()], "train"),  # something between them
+        ([Dense(3), Parallel([BatchNorm()], [Activation("tanh")])], "train"),  # another reads it too
+        ([Dense(3)], "decode"),  # the code is asked for
+    ],
+)
+def test_dense_and_batch_normalisation_stay_two_where_they_must(encoder, routine):
+    decoder = [BatchNorm(), Dense(4)] if routine == "decode" else [Dense(4)]
+    program = lowered(Network(encoder, decoder, 4))
+    kernels = kernels_of(program.routine(routine)) + kernels_of(program.routine("encode"))
+    assert not any(kernel.startswith("dense_batchnorm") for kernel in kernels)
+    assert any(kernel.startswith("batchnorm") for kernel in kernels)
 
 
 def test_the_derivative_after_batch_normalisation_is_fused_where_it_can_be():
@@ -767,9 +797,9 @@ def test_batch_normalisation_has_running_statistics():
     assert lowered(models.autoencnet()).needs_rows == 1
     for name in ("evaluate", "encode", "decode", "reconstruct"):
         kernels = kernels_of(program.routine(name))
-        assert "batchnorm_inference" in kernels
-        assert "batchnorm_forward" not in kernels
-    assert kernels_of(program.routine("train")).count("batchnorm_forward") == 6
+        assert "dense_batchnorm_inference" in kernels
+        assert "dense_batchnorm_forward" not in kernels
+    assert kernels_of(program.routine("train")).count("dense_batchnorm_forward") == 6
     inside = [s for s in program.parameters if ".running_" in s.name]
     start, stop = program.statistics.offset, program.statistics.offset + program.statistics.size
     assert [start <= s.offset < stop for s in inside] == [True] * 12
@@ -1269,3 +1299,14 @@ def test_rows_of_several_dims_lie_flat():
 def test_every_layer_has_a_lowering():
     for cls in LAYERS.values():
         assert build.dispatch(cls) is not build.dispatch(Layer)
+
+
+def test_long_rows_do_not_share_their_cache_sets():
+    """A stride of 1024 bytes visits 4 of 64 sets; whole lines, and for short rows no more than needed."""
+    for itemsize in (4, 8):
+        for columns in range(1, 3000):
+            lines, rest = divmod(row_stride(columns, itemsize) * itemsize, 64)
+            fewest = -(-columns * itemsize // 64)
+            assert rest == 0
+            assert fewest <= lines <= fewest + (fewest >= 8)
+            assert lines < 8 or lines % 4

@@ -108,6 +108,35 @@ def test_published_experiment(run, mnist):
     assert untimed(quiet) == untimed(out)
 
 
+def test_the_published_rows_are_taken(run, monkeypatch):
+    """Of generic_conv the first 1000 training images, and the next 1000 to validate on."""
+    seen = []
+    whole = images(2100, seed=5)
+    monkeypatch.setattr(datasets, "mnist", lambda split: (whole if split == "train" else whole[:3], None))
+    fit = train.Trainer.fit
+
+    def once(self, X, *, steps_per_epoch, validation_data, **more):
+        seen.append((X, validation_data))
+        return fit(self, X, steps_per_epoch=1, validation_data=X[:32], **more)
+
+    monkeypatch.setattr(train.Trainer, "fit", once)
+    status, out, err = run("generic_conv", "--epochs", 1, "--quiet")
+    assert (status, err) == (0, "")
+    first = "generic_conv on the first 2000 images of MNIST: 1000 images of 28x28, 1000 for validation."
+    assert out.splitlines()[0] == first
+    ((data, held),) = seen
+    rows = datasets.rows(whole)
+    np.testing.assert_array_equal(data, rows[:1000])
+    np.testing.assert_array_equal(held, rows[1000:2000])
+
+
+def test_a_source_that_does_not_come_back_is_named(run, tmp_path):
+    np.save(tmp_path / "odd.npy", images(20, 27))
+    status, _, err = run("generic_conv", "--data", tmp_path / "odd.npy")
+    assert status != 0
+    assert "got 27, near which 20, 24, 28, 32 would" in err
+
+
 def untimed(out):
     """Words of the output but for the times, whose width moves the columns too."""
     out = re.sub(r"(seconds per epoch|minutes in all) +[\d.e-]+", r"\1", out)

@@ -187,18 +187,25 @@ def _adapt(w, g, first, second, t, rate, beta1, beta2, epsilon, decay, decoupled
 
 
 @njit(**OPTIONS)
-def _dense_forward(x, w, b, activation, y, part, parts):
+def _dense_block(x, w, b, activation, y, block, blocks):
+    """One block of columns of y = f(x w + b); where it begins and ends."""
     n, k = x.shape
     m = w.shape[1]
-    blocks = count_blocks(m, n * k * m)
+    start, stop = edge(m, block, blocks), edge(m, block + 1, blocks)
+    gemm(n, stop - start, k, x, k, False, w[:, start:], m, False, y[:, start:], m)
+    for i in range(n):
+        row = window(y, i * m + start, stop - start)
+        if b.size:
+            add(row, window(b, start, stop - start))
+        activate(row, activation)
+    return start, stop
+
+
+@njit(**OPTIONS)
+def _dense_forward(x, w, b, activation, y, part, parts):
+    blocks = count_blocks(w.shape[1], x.shape[0] * w.size)
     for block in range(*share(blocks, part, parts)):
-        start, stop = edge(m, block, blocks), edge(m, block + 1, blocks)
-        gemm(n, stop - start, k, x, k, False, w[:, start:], m, False, y[:, start:], m)
-        for i in range(n):
-            row = window(y, i * m + start, stop - start)
-            if b.size:
-                add(row, window(b, start, stop - start))
-            activate(row, activation)
+        _dense_block(x, w, b, activation, y, block, blocks)
 
 
 @njit(**OPTIONS)
@@ -588,7 +595,7 @@ def _square_sums(x, centre, sums, left):
 
 
 @njit(**OPTIONS)
-def _batchnorm_forward(
+def _normalise(
     x,
     gamma,
     beta,
@@ -600,14 +607,15 @@ def _batchnorm_forward(
     y,
     mean,
     inv_std,
-    part,
-    parts,
+    start,
+    stop,
 ):
+    """Batch normalisation of the columns from `start` to `stop`."""
     n, m = x.shape
     real = x.dtype.type
     one, least, weight = real(1), real(epsilon), real(momentum)
     count, unbiased = real(n), real(n / max(n - 1, 1))
-    start, stop = edge(m, part, parts), edge(m, part + 1, parts)
+    slope = room(x)
     for left in range(start, stop, _PANEL):
         size = min(_PANEL, stop - left)
         centre, scale = window(mean, left, size), window(inv_std, left, size)
@@ -625,19 +633,70 @@ def _batchnorm_forward(
             spread[j] += weight * (var * unbiased - spread[j])
             scale[j] = one / root(var + least)
         factor, shift = window(gamma, left, size), window(beta, left, size)
+        for j in range(size):
+            slope[j] = factor[j] * scale[j]
         for first in range(left, left + n * m, m):
             row, source = window(y, first, size), window(x, first, size)
             for j in range(size):
-                row[j] = factor[j] * ((source[j] - centre[j]) * scale[j]) + shift[j]
+                row[j] = (source[j] - centre[j]) * slope[j] + shift[j]
             activate(row, activation)
 
 
 @njit(**OPTIONS)
-def _batchnorm_inference(x, gamma, beta, running_mean, running_var, activation, epsilon, y, part, parts):
+def _batchnorm_forward(
+    x,
+    gamma,
+    beta,
+    activation,
+    epsilon,
+    momentum,
+    running_mean,
+    running_var,
+    y,
+    mean,
+    inv_std,
+    part,
+    parts,
+):
+    m = x.shape[1]
+    start, stop = edge(m, part, parts), edge(m, part + 1, parts)
+    running = running_mean, running_var
+    _normalise(x, gamma, beta, activation, epsilon, momentum, *running, y, mean, inv_std, start, stop)
+
+
+@njit(**OPTIONS)
+def _dense_batchnorm_forward(
+    x,
+    w,
+    b,
+    gamma,
+    beta,
+    activation,
+    epsilon,
+    momentum,
+    running_mean,
+    running_var,
+    z,
+    y,
+    mean,
+    inv_std,
+    part,
+    parts,
+):
+    # a block of columns is normalised by the thread that made it
+    running = running_mean, running_var
+    blocks = count_blocks(w.shape[1], x.shape[0] * w.size)
+    for block in range(*share(blocks, part, parts)):
+        left, right = _dense_block(x, w, b, 0, z, block, blocks)
+        _normalise(z, gamma, beta, activation, epsilon, momentum, *running, y, mean, inv_std, left, right)
+
+
+@njit(**OPTIONS)
+def _follow(x, gamma, beta, running_mean, running_var, activation, epsilon, y, start, stop):
+    """Normalise the columns from `start` to `stop` with the running statistics; x may be y."""
     n, m = x.shape
     least = x.dtype.type(epsilon)
     scale = room(x)
-    start, stop = edge(m, part, parts), edge(m, part + 1, parts)
     for left in range(start, stop, _PANEL):
         size = min(_PANEL, stop - left)
         centre, spread = window(running_mean, left, size), window(running_var, left, size)
@@ -649,6 +708,23 @@ def _batchnorm_inference(x, gamma, beta, running_mean, running_var, activation, 
             for j in range(size):
                 row[j] = (source[j] - centre[j]) * scale[j] + shift[j]
             activate(row, activation)
+
+
+@njit(**OPTIONS)
+def _batchnorm_inference(x, gamma, beta, running_mean, running_var, activation, epsilon, y, part, parts):
+    m = x.shape[1]
+    start, stop = edge(m, part, parts), edge(m, part + 1, parts)
+    _follow(x, gamma, beta, running_mean, running_var, activation, epsilon, y, start, stop)
+
+
+@njit(**OPTIONS)
+def _dense_batchnorm_inference(
+    x, w, b, gamma, beta, running_mean, running_var, activation, epsilon, y, part, parts
+):
+    blocks = count_blocks(w.shape[1], x.shape[0] * w.size)
+    for block in range(*share(blocks, part, parts)):
+        left, right = _dense_block(x, w, b, 0, y, block, blocks)
+        _follow(y, gamma, beta, running_mean, running_var, activation, epsilon, y, left, right)
 
 
 @njit(**OPTIONS)

@@ -563,6 +563,7 @@ _row(
     source="Pascanu, Mikolov, Bengio, On the difficulty of training recurrent networks (2013)",
     exact=False,
 )
+_BATCHNORM = "Ioffe, Szegedy, Batch normalization (2015)"
 _row(
     "batchnorm_forward",
     "Batch normalisation with the batch's statistics, and its activation; running statistics follow.",
@@ -570,15 +571,11 @@ _row(
     "inv_std = 1 / sqrt(var + epsilon); running_mean += momentum (mean - running_mean); "
     "running_var += momentum (var n / (n - 1) - running_var)",
     inputs="x[n,m] gamma[m] beta[m]",
-    constants=(
-        ACTIVATION,
-        EPSILON,
-        MOMENTUM,
-    ),
+    constants=(ACTIVATION, EPSILON, MOMENTUM),
     state="running_mean[m] running_var[m]",
     out="y[n,m] mean[m] inv_std[m]",
     flops=lambda d: (7 + _act(d)) * d.n * d.m,
-    source="Ioffe, Szegedy, Batch normalization (2015), with the conventions of PyTorch's BatchNorm1d",
+    source=f"{_BATCHNORM}, with the conventions of PyTorch's BatchNorm1d",
     gradient="batchnorm_backward",
     exact=False,
     at_least={"n": 2},
@@ -591,7 +588,7 @@ _row(
     constants=(ACTIVATION, EPSILON),
     out="y[n,m]",
     flops=lambda d: (3 + _act(d)) * d.n * d.m,
-    source="Ioffe, Szegedy, Batch normalization (2015)",
+    source=_BATCHNORM,
     exact=False,
 )
 _row(
@@ -604,7 +601,34 @@ _row(
     constants=(ACTIVATION,),
     out="dx[n,m] dgamma[m] dbeta[m]",
     flops=lambda d: 13 * d.n * d.m,
-    source="Ioffe, Szegedy, Batch normalization (2015)",
+    source=_BATCHNORM,
+    exact=False,
+)
+_row(
+    "dense_batchnorm_forward",
+    "Fully connected layer, batch normalisation of its output and activation; running statistics follow.",
+    "z = x w + b; then as batchnorm_forward of z: y = f(gamma (z - mean) inv_std + beta); mean = mean_n z; "
+    "var = mean_n (z - mean)^2; inv_std = 1 / sqrt(var + epsilon); "
+    "running_mean += momentum (mean - running_mean); "
+    "running_var += momentum (var n / (n - 1) - running_var)",
+    inputs="x[n,k] w[k,m] b[m]? gamma[m] beta[m]",
+    constants=(ACTIVATION, EPSILON, MOMENTUM),
+    state="running_mean[m] running_var[m]",
+    out="z[n,m] y[n,m] mean[m] inv_std[m]",
+    flops=lambda d: 2 * d.n * d.k * d.m + (8 + _act(d)) * d.n * d.m,
+    source=f"{_BATCHNORM}, with the conventions of PyTorch's BatchNorm1d",
+    exact=False,
+    at_least={"n": 2},
+)
+_row(
+    "dense_batchnorm_inference",
+    "Fully connected layer, batch normalisation with the running statistics and activation.",
+    "y = f(gamma (x w + b - running_mean) / sqrt(running_var + epsilon) + beta)",
+    inputs="x[n,k] w[k,m] b[m]? gamma[m] beta[m] running_mean[m] running_var[m]",
+    constants=(ACTIVATION, EPSILON),
+    out="y[n,m]",
+    flops=lambda d: 2 * d.n * d.k * d.m + (4 + _act(d)) * d.n * d.m,
+    source=_BATCHNORM,
     exact=False,
 )
 _row(
@@ -1046,7 +1070,7 @@ _row(
     state="running_mean[c] running_var[c]",
     out="y[n,c,ih,iw] mean[c] inv_std[c]",
     flops=lambda d: (7 + _act(d)) * d.n * d.c * d.ih * d.iw,
-    source="Ioffe, Szegedy, Batch normalization (2015), with the conventions of PyTorch's BatchNorm2d",
+    source=f"{_BATCHNORM}, with the conventions of PyTorch's BatchNorm2d",
     gradient="batchnorm2d_backward",
     exact=False,
     demands=_SEVERAL,
@@ -1059,7 +1083,7 @@ _row(
     constants=(ACTIVATION, EPSILON),
     out="y[n,c,ih,iw]",
     flops=lambda d: (3 + _act(d)) * d.n * d.c * d.ih * d.iw,
-    source="Ioffe, Szegedy, Batch normalization (2015)",
+    source=_BATCHNORM,
     exact=False,
 )
 _row(
@@ -1071,7 +1095,7 @@ _row(
     constants=(ACTIVATION,),
     out="dx[n,c,ih,iw] dgamma[c] dbeta[c]",
     flops=lambda d: 13 * d.n * d.c * d.ih * d.iw,
-    source="Ioffe, Szegedy, Batch normalization (2015)",
+    source=_BATCHNORM,
     exact=False,
 )
 _row(

@@ -236,6 +236,37 @@ def batchnorm_backward(dy, x, gamma, y, mean, inv_std, activation: int, dx, dgam
     np.multiply(dx, row, dx)
 
 
+def dense_batchnorm_forward(
+    x,
+    w,
+    b,
+    gamma,
+    beta,
+    activation: int,
+    epsilon: float,
+    momentum: float,
+    running_mean,
+    running_var,
+    z,
+    y,
+    mean,
+    inv_std,
+) -> None:
+    """z = x w + b; y = f(gamma (z - mean) inv_std + beta)."""
+    dense_forward(x, w, b, 0, z)
+    batchnorm_forward(
+        z, gamma, beta, activation, epsilon, momentum, running_mean, running_var, y, mean, inv_std
+    )
+
+
+def dense_batchnorm_inference(
+    x, w, b, gamma, beta, running_mean, running_var, activation: int, epsilon: float, y
+) -> None:
+    """y = f(gamma (x w + b - running_mean) / sqrt(running_var + epsilon) + beta)."""
+    dense_forward(x, w, b, 0, y)
+    batchnorm_inference(y, gamma, beta, running_mean, running_var, activation, epsilon, y)
+
+
 # --- softmax -------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,5 @@
-
-# Kernels on images. In a Program an image lies in blocks of rows (lanes.h); a direct call brings plain arrays,
-# which the convolutions lay into `room` and take out again, and for which the others have blocks of one row.
+# Kernels on images. In a Program an image lies in blocks of rows (lanes.h); direct calls bring plain arrays,
+# which the convolutions lay into `room` and take out again; the others take them as blocks of one row.
 
 cdef extern from "kernels.h" nogil:
     ctypedef struct Axis:

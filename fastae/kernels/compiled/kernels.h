@@ -50,6 +50,7 @@ enum { SQUARED_ERROR, ABSOLUTE_ERROR, HUBER, CROSS_ENTROPY, CROSS_ENTROPY_OF_LOG
 #define DOT_ROWS 2
 #endif
 #define TILE_MOST_ROWS 8
+#define NORM_COLUMNS 80 /* the widest tile, and at least 64 */
 
 /* The most rows of a tile that is `vectors` wide. */
 static inline int tile_rows(int vectors)
@@ -93,6 +94,7 @@ static const double INVERSE_FACTORIAL[] = {
 #include "losses.h"
 #include "updates.h"
 #include "tiles.h"
+#include "norms.h"
 #include "noise.h"
 #include "lanes.h"
 #undef V
@@ -141,6 +143,7 @@ static const double INVERSE_FACTORIAL[] = {
 #include "losses.h"
 #include "updates.h"
 #include "tiles.h"
+#include "norms.h"
 #include "noise.h"
 #include "lanes.h"
 #undef V

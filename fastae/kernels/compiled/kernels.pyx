@@ -5,8 +5,8 @@ Built once for each instruction set from this one text. The order of things: ker
 of the table, each a loop over tiles or rows; the executor that runs a Program; what Python sees.
 
 Every matrix has the row stride ``ld(columns, pad)``: pad is 1 for the plain arrays of a call, and
-64 bytes inside a Program, where a kernel may compute the padding too and so never meets half a
-vector. `part` of `parts` is the share of the outputs this thread computes.
+64 bytes inside a Program (see fastae.program.row_stride), where a kernel may compute the padding too and
+so never meets half a vector. `part` of `parts` is the share of the outputs this thread computes.
 """
 
 from libc.math cimport isfinite, sqrt, sqrtf
@@ -22,6 +22,7 @@ from fastae.executor import check_run
 
 cdef extern from "kernels.h" nogil:
     const int VECTOR_BYTES, TILE_COLUMNS, DOT_ROWS
+    enum: NORM_COLUMNS
     int LINEAR
     int SQUARED_ERROR, ABSOLUTE_ERROR, HUBER, CROSS_ENTROPY, CROSS_ENTROPY_OF_LOGITS
     ctypedef struct Update_f32:
@@ -61,6 +62,26 @@ cdef extern from "kernels.h" nogil:
                            double epsilon, double weight_decay, int decoupled)
     void update_map_f32(const Update_f32* update, const float* g, float* w, Py_ssize_t size)
     void update_map_f64(const Update_f64* update, const double* g, double* w, Py_ssize_t size)
+    void norm_forward_f32(const float* x, Py_ssize_t row, Py_ssize_t n, Py_ssize_t size, const float* gamma,
+                          const float* beta, int activation, double epsilon, double momentum,
+                          float* running_mean, float* running_var, float* y, float* mean, float* inv_std)
+    void norm_forward_f64(const double* x, Py_ssize_t row, Py_ssize_t n, Py_ssize_t size,
+                          const double* gamma, const double* beta, int activation, double epsilon,
+                          double momentum, double* running_mean, double* running_var, double* y,
+                          double* mean, double* inv_std)
+    void norm_scale_f32(const float* gamma, const float* var, double epsilon, float* scale, Py_ssize_t size)
+    void norm_scale_f64(const double* gamma, const double* var, double epsilon, double* scale,
+                        Py_ssize_t size)
+    void norm_rows_f32(const float* x, float* y, Py_ssize_t row, Py_ssize_t n, Py_ssize_t size,
+                       const float* mean, const float* scale, const float* beta, int activation)
+    void norm_rows_f64(const double* x, double* y, Py_ssize_t row, Py_ssize_t n, Py_ssize_t size,
+                       const double* mean, const double* scale, const double* beta, int activation)
+    void norm_backward_f32(const float* dy, const float* x, const float* y, Py_ssize_t row, Py_ssize_t n,
+                           Py_ssize_t size, const float* gamma, const float* mean, const float* inv_std,
+                           int activation, float* dx, float* dgamma, float* dbeta)
+    void norm_backward_f64(const double* dy, const double* x, const double* y, Py_ssize_t row, Py_ssize_t n,
+                           Py_ssize_t size, const double* gamma, const double* mean, const double* inv_std,
+                           int activation, double* dx, double* dgamma, double* dbeta)
     void add_normal_f32(const float* x, float* y, const uint32_t* first, const uint32_t* second,
                         Py_ssize_t count, float stddev)
     void add_normal_f64(const double* x, double* y, const uint32_t* first, const uint32_t* second,
@@ -87,8 +108,12 @@ ctypedef fused real:
 # -- sizes and shares ----------------------------------------------------------------------------
 
 cdef inline Py_ssize_t ld(Py_ssize_t columns, Py_ssize_t pad) noexcept nogil:
-    """Row stride of a matrix with so many columns."""
-    return (columns + pad - 1) // pad * pad
+    """Row stride of a matrix with so many columns: as fastae.program.row_stride."""
+    cdef Py_ssize_t lines
+    if pad == 1:
+        return columns
+    lines = (columns + pad - 1) // pad
+    return (lines + 1 if lines >= 8 and lines % 4 == 0 else lines) * pad
 
 
 cdef inline Py_ssize_t share(Py_ssize_t count, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
@@ -99,7 +124,7 @@ cdef inline Py_ssize_t share(Py_ssize_t count, Py_ssize_t part, Py_ssize_t parts
 cdef inline Py_ssize_t width(Py_ssize_t columns, Py_ssize_t pad, real* like) noexcept nogil:
     """Columns to compute: the padding up to the last whole vector too, where there is padding."""
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
-    return ld(columns, lanes) if pad > 1 else columns
+    return (columns + lanes - 1) // lanes * lanes if pad > 1 else columns
 
 
 # -- products ------------------------------------------------------------------------------------
@@ -516,66 +541,61 @@ cdef void clip_by_norm(double max_norm, real* g, real* norm, Py_ssize_t p,
             g[i] *= by
 
 
+cdef inline void normalise(const real* x, Py_ssize_t row, Py_ssize_t n, Py_ssize_t size, const real* gamma,
+                           const real* beta, int activation, double epsilon, double momentum,
+                           real* running_mean, real* running_var, real* y, real* mean,
+                           real* inv_std) noexcept nogil:
+    """Batch normalisation of at most NORM_COLUMNS columns: three passes over what lies in a near cache."""
+    if real is float:
+        norm_forward_f32(x, row, n, size, gamma, beta, activation, epsilon, momentum, running_mean,
+                         running_var, y, mean, inv_std)
+    else:
+        norm_forward_f64(x, row, n, size, gamma, beta, activation, epsilon, momentum, running_mean,
+                         running_var, y, mean, inv_std)
+
+
 cdef void batchnorm_forward(const real* x, const real* gamma, const real* beta, int activation,
                             double epsilon,
                             double momentum, real* running_mean, real* running_var,
                             real* y, real* mean, real* inv_std, Py_ssize_t n, Py_ssize_t m,
                             Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    # 64 columns at a time: three passes over what then lies in the first cache
-    cdef Py_ssize_t panel, i, q, j, size, row = ld(m, pad)
-    cdef real shift[64]
-    cdef real sums[64]
-    cdef real scale[64]
-    cdef real var, d
-    cdef real share_n = <real>(1.0 / n), unbiased = <real>(<double>n / max(n - 1, 1)), new = <real>momentum
+    cdef Py_ssize_t panel, j
     for panel in range(share((m + 63) // 64, part, parts), share((m + 63) // 64, part + 1, parts)):
         j = panel * 64
-        size = min(64, m - j)
-        memset(sums, 0, sizeof(sums))
-        memcpy(shift, x + j, size * sizeof(real))  # sums of what is left are small, so is their rounding
-        for i in range(n):
-            for q in range(size):
-                sums[q] += x[i * row + j + q] - shift[q]
-        for q in range(size):
-            mean[j + q] = shift[q] = shift[q] + sums[q] * share_n
-        memset(sums, 0, sizeof(sums))
-        for i in range(n):
-            for q in range(size):
-                d = x[i * row + j + q] - shift[q]
-                sums[q] += d * d
-        for q in range(size):
-            var = sums[q] * share_n
-            inv_std[j + q] = 1 / root(var + <real>epsilon)
-            scale[q] = gamma[j + q] * inv_std[j + q]
-            running_mean[j + q] += new * (shift[q] - running_mean[j + q])
-            running_var[j + q] += new * (var * unbiased - running_var[j + q])
-        normalise(x + j, y + j, row, n, size, shift, scale, beta + j, activation)
+        normalise(x + j, ld(m, pad), n, min(64, m - j), gamma + j, beta + j, activation, epsilon, momentum,
+                  running_mean + j, running_var + j, y + j, mean + j, inv_std + j)
 
 
-cdef inline void normalise(const real* x, real* y, Py_ssize_t row, Py_ssize_t n, Py_ssize_t size,
-                           const real* mean, const real* scale, const real* beta,
-                           int activation) noexcept nogil:
+cdef inline void follow(const real* x, real* y, Py_ssize_t row, Py_ssize_t n, Py_ssize_t size,
+                        const real* mean, const real* scale, const real* beta,
+                        int activation) noexcept nogil:
     """y = f((x - mean) scale + beta)."""
-    cdef Py_ssize_t i, q
-    for i in range(n):
-        for q in range(size):
-            y[i * row + q] = (x[i * row + q] - mean[q]) * scale[q] + beta[q]
-        if activation != LINEAR:
-            activate(y + i * row, y + i * row, size, activation)
+    if real is float:
+        norm_rows_f32(x, y, row, n, size, mean, scale, beta, activation)
+    else:
+        norm_rows_f64(x, y, row, n, size, mean, scale, beta, activation)
+
+
+cdef inline void running_scale(const real* gamma, const real* running_var, double epsilon, real* scale,
+                               Py_ssize_t size) noexcept nogil:
+    """scale = gamma / sqrt(running_var + epsilon)"""
+    if real is float:
+        norm_scale_f32(gamma, running_var, epsilon, scale, size)
+    else:
+        norm_scale_f64(gamma, running_var, epsilon, scale, size)
 
 
 cdef void batchnorm_inference(const real* x, const real* gamma, const real* beta, const real* running_mean,
                               const real* running_var, int activation, double epsilon, real* y,
                               Py_ssize_t n, Py_ssize_t m,
                               Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    cdef Py_ssize_t panel, q, j, size
+    cdef Py_ssize_t panel, j, size
     cdef real scale[64]
     for panel in range(share((m + 63) // 64, part, parts), share((m + 63) // 64, part + 1, parts)):
         j = panel * 64
         size = min(64, m - j)
-        for q in range(size):
-            scale[q] = gamma[j + q] / root(running_var[j + q] + <real>epsilon)
-        normalise(x + j, y + j, ld(m, pad), n, size, running_mean + j, scale, beta + j, activation)
+        running_scale(gamma + j, running_var + j, epsilon, scale, size)
+        follow(x + j, y + j, ld(m, pad), n, size, running_mean + j, scale, beta + j, activation)
 
 
 cdef void batchnorm_backward(const real* dy, const real* x, const real* gamma, const real* y,
@@ -583,33 +603,63 @@ cdef void batchnorm_backward(const real* dy, const real* x, const real* gamma, c
                              const real* inv_std, int activation, real* dx, real* dgamma, real* dbeta,
                              Py_ssize_t n, Py_ssize_t m,
                              Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    cdef Py_ssize_t panel, i, q, j, at, size, row = ld(m, pad)
-    cdef real sums[64]
-    cdef real products[64]
-    cdef real by_h[64]
-    cdef real by_one[64]
-    cdef real by_da[64]
+    cdef Py_ssize_t panel, j, size, row = ld(m, pad)
     for panel in range(share((m + 63) // 64, part, parts), share((m + 63) // 64, part + 1, parts)):
         j = panel * 64
         size = min(64, m - j)
-        memset(sums, 0, sizeof(sums))
-        memset(products, 0, sizeof(products))
-        for i in range(n):
-            at = i * row + j
-            slope(dy + at, y + at, dx + at, size, activation)
-            for q in range(size):
-                sums[q] += dx[at + q]
-                products[q] += dx[at + q] * ((x[at + q] - mean[j + q]) * inv_std[j + q])
-        for q in range(size):
-            dbeta[j + q] = sums[q]
-            dgamma[j + q] = products[q]
-            by_da[q] = gamma[j + q] * inv_std[j + q]
-            by_one[q] = sums[q] / n
-            by_h[q] = products[q] / n * inv_std[j + q]
-        for i in range(n):
-            at = i * row + j
-            for q in range(size):
-                dx[at + q] = by_da[q] * (dx[at + q] - by_one[q] - (x[at + q] - mean[j + q]) * by_h[q])
+        if real is float:
+            norm_backward_f32(dy + j, x + j, y + j, row, n, size, gamma + j, mean + j, inv_std + j,
+                              activation, dx + j, dgamma + j, dbeta + j)
+        else:
+            norm_backward_f64(dy + j, x + j, y + j, row, n, size, gamma + j, mean + j, inv_std + j,
+                              activation, dx + j, dgamma + j, dbeta + j)
+
+
+cdef void dense_batchnorm_forward(const real* x, const real* w, const real* b, const real* gamma,
+                                  const real* beta, int activation, double epsilon, double momentum,
+                                  real* running_mean, real* running_var, real* z, real* y, real* mean,
+                                  real* inv_std, Py_ssize_t n, Py_ssize_t k, Py_ssize_t m,
+                                  Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    # one panel of the product's columns after the other, normalised while it is near; as many for each thread
+    cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
+    cdef Py_ssize_t vectors = (m + lanes - 1) // lanes, row = ld(m, pad), wide = width(m, pad, z)
+    cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
+    cdef Py_ssize_t panel, j, end
+    panels = min((panels + parts - 1) // parts * parts, vectors)
+    for panel in range(share(panels, part, parts), share(panels, part + 1, parts)):
+        j = share(vectors, panel, panels) * lanes
+        end = share(vectors, panel + 1, panels) * lanes
+        outer_product(x, ld(k, pad), 1, w + j, row, k, b + j if b != NULL else NULL, z + j, row, n,
+                      min(end, wide) - j, NULL, LINEAR, 0, 1)
+        normalise(<const real*>z + j, row, n, min(end, m) - j, gamma + j, beta + j, activation, epsilon,
+                  momentum, running_mean + j, running_var + j, y + j, mean + j, inv_std + j)
+
+
+cdef void dense_batchnorm_inference(const real* x, const real* w, const real* b, const real* gamma,
+                                    const real* beta, const real* running_mean, const real* running_var,
+                                    int activation, double epsilon, real* y,
+                                    Py_ssize_t n, Py_ssize_t k, Py_ssize_t m,
+                                    Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    # tile by tile: each is scaled and shifted as soon as it is stored
+    cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
+    cdef Py_ssize_t vectors = (m + lanes - 1) // lanes, row = ld(m, pad), wide = width(m, pad, y)
+    cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
+    cdef Py_ssize_t high = tile_rows(<int>((vectors + panels - 1) // panels))
+    cdef Py_ssize_t bands = (n + high - 1) // high
+    cdef Py_ssize_t tile, scaled = -1, i, j = 0, end = 0, rows
+    cdef real scale[NORM_COLUMNS]
+    for tile in range(share(panels * bands, part, parts), share(panels * bands, part + 1, parts)):
+        if tile // bands != scaled:
+            scaled = tile // bands
+            j = share(vectors, scaled, panels) * lanes
+            end = share(vectors, scaled + 1, panels) * lanes
+            running_scale(gamma + j, running_var + j, epsilon, scale, min(end, m) - j)
+        i = share(n, tile % bands, bands)
+        rows = share(n, tile % bands + 1, bands) - i
+        outer_product(x + i * ld(k, pad), ld(k, pad), 1, w + j, row, k, b + j if b != NULL else NULL,
+                      y + i * row + j, row, rows, min(end, wide) - j, NULL, LINEAR, 0, 1)
+        follow(y + i * row + j, y + i * row + j, row, rows, min(end, m) - j, running_mean + j, scale,
+               beta + j, activation)
 
 
 cdef void softmax_forward(const real* x, real* y, Py_ssize_t n, Py_ssize_t m,

@@ -15,9 +15,16 @@ INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_
                           Py_ssize_t last, const F(Update) *update)
 {
     V acc[TILE_MOST_ROWS][TILE_COLUMNS];
-    if (update) /* what is updated comes from the second cache: ask for it before the sums begin */
+    if (update) /* what is updated comes from a far cache: ask for it before the sums begin */
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < C; j++)
-            __builtin_prefetch(c + r * c_row + j * LANES, 1);
+        {
+            REAL *to = c + r * c_row + j * LANES;
+            __builtin_prefetch(to, 1);
+            if (update->adam) {
+                __builtin_prefetch(to + update->first, 1);
+                __builtin_prefetch(to + update->second, 1);
+            }
+        }
     UNROLL for (int j = 0; j < C; j++)
     {
         const V first = bias ? F(load_part)(bias + j * LANES, j == C - 1 ? last : LANES) : (V){0};
