@@ -454,6 +454,18 @@ def test_parity(make_case, loaded, row, activation, dtype):
             check_parity(make_case, loaded, row, dims, dtype, activation, absent, constants.items())
 
 
+@pytest.mark.parametrize("row", [r for r in ROWS if "kernel_h" in [c.name for c in r.constants]], ids=by_name)
+def test_windows_of_a_pooling_side_by_side(make_case, loaded, row, dtype):
+    """As most are, and with rows and columns left over, or padding after the last ones."""
+    for height, width in itertools.product((2, 3, 4, 5), (2, 5, 6, 35)):
+        for bottom, right, stride_h in itertools.product((0, 1), (0, 1), (2, 3)):
+            constants = dict.fromkeys(("kernel_h", "kernel_w", "stride_w"), 2) | {"stride_h": stride_h}
+            constants |= {"padding_top": 0, "padding_left": 0}
+            constants |= {"padding_bottom": bottom, "padding_right": right}
+            dims = {"n": 2, "c": 2, "ih": height, "iw": width}
+            check_parity(make_case, loaded, row, dims, dtype, "relu", (), constants.items())
+
+
 @pytest.mark.parametrize("row", ROWS, ids=by_name)
 def test_parity_in_autoencnets_sizes(make_case, loaded, row, dtype):
     check_parity(make_case, loaded, row, sizes(row, LARGE), dtype, activations_of(row)[-1], ())
@@ -625,6 +637,62 @@ def test_gradient_of_loss(make_case, loaded, row, activation):
 
         numeric = central_differences(lambda v, at=at: float(at(v)["row_loss"].sum()), a)
         assert_gradient(at(a)["da"], numeric, f"{loaded.name}: {case}")
+
+
+#: Several blocks of rows of the batch and of channels.
+SHARED = {
+    "n": 37,
+    "c": 24,
+    "o": 20,
+    "cg": 12,
+    "og": 10,
+    "ih": 12,
+    "iw": 11,
+    "kh": 3,
+    "kw": 3,
+    "vh": 5,
+    "vw": 4,
+}
+#: An image that is one window, wide enough that its product is cut into several blocks.
+ONE_WINDOW = {"n": 37, "c": 64, "o": 64, "cg": 64, "og": 64, "ih": 5, "iw": 6, "kh": 5, "kw": 6}
+
+
+def cases_of_shares(row: Kernel) -> list[tuple[dict[str, int], dict[str, int]]]:
+    cases = [*grid(row)[::2], (sizes(row, SHARED), {})]
+    if row.name.startswith("conv"):
+        plain = {c.name: c.minimum for c in row.constants if c.kind == "int"}
+        seen = {"ih": 1, "iw": 1} if "transpose" in row.name else {}
+        cases.append((sizes(row, ONE_WINDOW | seen), plain))
+    return cases
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if is_of_images(r)], ids=by_name)
+@pytest.mark.parametrize("backend", ["numba"], indirect=True)
+def test_shares_of_images_make_up_the_whole(make_case, same_bits, loaded, row, dtype):
+    module, name = loaded.module, row.name
+    for dims, constants in cases_of_shares(row):
+        case = make_case(row, dims, dtype, activation="relu", constants=constants)
+        whole: dict[str, np.ndarray] = {}
+        for parts in (1, 2, 3, 7):
+            guarded = case.allocate()
+            values = case.constants | {"activation": ACTIVATIONS["relu"].code}
+            arguments = [
+                guarded[a.name].array if isinstance(a, Array) else values[a.name] for a in row.arguments
+            ]
+            bits = guarded["room"].array.view(f"u{dtype.itemsize}") if "room" in guarded else np.zeros(0, int)
+            untouched = bits.copy()
+            owned = np.zeros(bits.shape, bool)
+            with module.jitted_runtime.one_thread():
+                for part in range(parts):
+                    bits[...] = untouched
+                    module._bodies[name, dtype.char](*arguments, part, parts)
+                    written = bits != untouched
+                    assert not (owned & written).any(), f"{case}: two of {parts} parts write to one place"
+                    owned |= written
+            for array in case.results:
+                guarded[array.name].check(f"{case}: {array.name}")
+                found = guarded[array.name].array
+                same_bits(found, whole.setdefault(array.name, found), f"{case}: {array.name}, {parts} parts")
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

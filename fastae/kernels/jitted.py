@@ -834,6 +834,11 @@ def _gather_rows(data, order, x, part, parts):
 # --- compiled when first asked for ---------------------------------------------------------------
 
 
+def _source(name: str) -> Any:
+    """Body of a kernel in Python."""
+    return (vars(jitted_images) | globals())[f"_{name}"].py_func
+
+
 @cache
 def _body(name: str, char: str) -> Any:
     """Compiled body of a kernel for a dtype. What it does not write may be read-only."""
@@ -845,8 +850,7 @@ def _body(name: str, char: str) -> Any:
             arguments.append(types.Array(element, len(a.dims), "C", readonly=not a.written))
         else:
             arguments.append(types.float64 if a.kind == "real" else types.int64)
-    function = (vars(jitted_images) | globals())[f"_{name}"].py_func
-    return compiled(function, types.void(*arguments, types.int64, types.int64))
+    return compiled(_source(name), types.void(*arguments, types.int64, types.int64))
 
 
 class _Bodies(dict):
@@ -909,7 +913,8 @@ def _instruction(name: str, char: str) -> Any:
     title, source = _instruction_form(KERNELS[name])
     names = {
         "at": at,
-        "body": _body(name, char),
+        # Part of the form: compiled before and then again with it, it would take half as long again.
+        "body": njit(inline="always", **OPTIONS)(_source(name)),
         "carray": carray,
         "float64": types.float64,
         "int64": types.int64,

@@ -1419,8 +1419,12 @@ def _max_pool2d_backward(
     real = dx.dtype.type
     zero = real(0)
     slope = room(dx)
+    # The common case in vector code: pairs of columns side by side, each written once.
+    paired = kernel_w == stride_w == 2 and padding_left == 0 and 2 * ow <= iw
+    paired &= kernel_h == stride_h and padding_top == 0
     for image in range(*share(n * channels, part, parts)):
-        window(dx, image * ih * iw, ih * iw)[:] = 0
+        if not paired or oh * kernel_h < ih or 2 * ow < iw:
+            window(dx, image * ih * iw, ih * iw)[:] = 0
         for p in range(oh):
             u_first, _, u_count, i, _ = _reach(p, axis_h, _plain(0))
             for left in range(0, ow, slope.size):
@@ -1431,7 +1435,16 @@ def _max_pool2d_backward(
                 if activation and y.size:
                     differentiate(some, window(y, at, width), activation)
                 for u in range(u_count):
-                    row = window(dx, (image * ih + i + u) * iw, iw)
+                    first = (image * ih + i + u) * iw
+                    if paired:
+                        row = window(dx, first + 2 * left, 2 * width)
+                        number = real(2 * u)
+                        following = real(2 * u + 1)
+                        for q in range(width):
+                            row[2 * q] = pick(where[q] == number, some[q], zero)
+                            row[2 * q + 1] = pick(where[q] == following, some[q], zero)
+                        continue
+                    row = window(dx, first, iw)
                     for v in range(kernel_w):
                         start, stop = _inside(v, axis_w, ow)
                         start, stop = max(start - left, 0), min(stop - left, width)
