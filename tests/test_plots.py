@@ -36,6 +36,7 @@ PICTURES = [
     (plots.latent_scatter, (CODES,), {}),
     (plots.anomalies, (SCORES, SCORES < -2), {"threshold": -2.0}),
     (plots.anomalies, (SCORES,), {}),
+    (plots.image_rows, ({"first": IMAGES, "second": IMAGES - 1, "third": IMAGES + 1},), {}),
     (plots.reconstructions, (IMAGES, IMAGES * 0.5), {}),
     (plots.noise_removal, (IMAGES + 9, IMAGES * 0.5, IMAGES), {}),
     (plots.noise_removal, (IMAGES + 9, IMAGES), {}),
@@ -242,6 +243,15 @@ def test_reconstructions_are_two_rows_in_one_grey_scale():
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["original", "reconstruction"]
 
 
+def test_rows_of_images_have_the_grey_scale_of_one_of_them():
+    rows = {"first": IMAGES, "second": IMAGES - 1, "third": 2 * IMAGES}
+    ax = plots.image_rows(rows, scale="third")
+    assert ax.images[0].get_clim() == (0, 2 * IMAGES.max())
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [*rows]
+    np.testing.assert_array_equal(ax.images[0].get_array()[5:9, :5], IMAGES[0] - 1)
+    assert plots.image_rows(rows).images[0].get_clim() == (0, IMAGES.max())
+
+
 def test_reconstructions_take_flat_images():
     flat = IMAGES.reshape(3, 20)
     same = plots.reconstructions(flat, flat, image_shape=(4, 5)).images[0].get_array()
@@ -275,6 +285,9 @@ NAN = np.full((2, 4), np.nan)
         (plots.anomalies, (SCORES, [True]), {}, "outliers: expected bool"),
         (plots.anomalies, (SCORES,), {"threshold": np.inf}, "threshold: expected finite"),
         (plots.anomalies, (SCORES,), {"threshold": [1, 2]}, "threshold: expected a number"),
+        (plots.image_rows, ({},), {}, "rows: expected at least one row"),
+        (plots.image_rows, ({"a": IMAGES, "b": IMAGES[1:]},), {}, "b: expected shape .* as a"),
+        (plots.image_rows, ({"a": IMAGES},), {"scale": "b"}, "scale: expected one of a, got 'b'"),
         (plots.reconstructions, (IMAGES, IMAGES[:2]), {}, "reconstructed: expected shape"),
         (plots.reconstructions, (IMAGES[:0], IMAGES[:0]), {}, "originals: expected shape"),
         (plots.reconstructions, (np.zeros((2, 20)), np.zeros((2, 20))), {}, "give image_shape"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +15,56 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-__all__ = ["noise_removal", "reconstructions", "training_animation", "training_strip"]
+__all__ = ["image_rows", "noise_removal", "reconstructions", "training_animation", "training_strip"]
 
 Images = npt.NDArray[np.float64]
 
 #: White pixels between images.
 _GAP = 1
+
+
+def image_rows(
+    rows: Mapping[str, npt.ArrayLike],
+    *,
+    scale: str | None = None,
+    image_shape: tuple[int, int] | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Axes:
+    """Show several rows of images below each other, each with its name.
+
+    Parameters
+    ----------
+    rows : mapping of str to array_like of real numbers, shape (n, height, width) or (n, pixels)
+        The images by the name of their row, all of one number and size and in the same unit.
+    scale : str, optional
+        The row whose smallest and largest value are white and black in all of them; the first one when not
+        given.
+    image_shape, ax, title
+        As of `reconstructions`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        There is no row, they differ in shape, are empty, not finite, or cannot be shaped into images, or
+        `scale` names none of them.
+    ImportError
+        matplotlib is not installed.
+    """
+    if not rows:
+        raise ValueError("rows: expected at least one row of images, got none")
+    first = next(iter(rows))
+    scale = first if scale is None else scale
+    if scale not in rows:
+        raise ValueError(f"scale: expected one of {', '.join(rows)}, got {scale!r}")
+    checked = {name: as_images(name, images, image_shape) for name, images in rows.items()}
+    for name, images in checked.items():
+        _check_alike(first, checked[first], name, images)
+    return _rows(checked, checked[scale], ax, title)
 
 
 def reconstructions(
