@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -47,15 +48,46 @@ def load(name: str) -> Data:
     return Data(title, datasets.rows(train), labels, datasets.rows(new), new_labels)
 
 
-def start(description: str | None, argv: Sequence[str] | None) -> tuple[Data, Path]:
-    """Read the arguments: gives the data, and the folder for the pictures, which is made."""
+def load_pairs(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy and clean images, (n, height, width), of an .npz with arrays "noisy" and "clean", 0 to 255."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            noisy, clean = (arrays[name] for name in ("noisy", "clean"))
+    except (AttributeError, KeyError, TypeError, ValueError, BadZipFile):
+        raise ValueError(
+            f"{path}: expected an .npz file with numbers in arrays 'noisy' and 'clean'"
+        ) from None
+    if noisy.shape != clean.shape or noisy.ndim != 3 or len(noisy) < 5:
+        raise ValueError(
+            f"{path}: expected 5 or more pairs of one shape, (n, height, width), "
+            f"given noisy {noisy.shape} and clean {clean.shape}"
+        )
+    for name, images in (("noisy", noisy), ("clean", clean)):
+        if images.dtype.kind not in "uif" or not np.isfinite(images).all():
+            raise ValueError(f"{path}: expected finite numbers in {name!r}, given others")
+    return noisy.astype("float32") / 255, clean.astype("float32") / 255
+
+
+def start(description: str | None, argv: Sequence[str] | None, *, pairs: bool = False) -> tuple[Any, Path]:
+    """Read the arguments: gives the data, and the folder for the pictures, which is made.
+
+    With `pairs` the user may name a file, and gets what `load_pairs` finds in it in place of `Data`.
+    """
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
         "--data",
         choices=("digits", "mnist", "fashion_mnist"),
         default="digits",
         help="the bundled digits (default), or a larger set, from FASTAE_DATA_DIR or the cache",
     )
+    if pairs:
+        source.add_argument(
+            "--pairs",
+            type=Path,
+            metavar="FILE.npz",
+            help="images of your own: arrays 'noisy' and 'clean', 0..255",
+        )
     parser.add_argument(
         "--out",
         type=Path,
@@ -65,7 +97,7 @@ def start(description: str | None, argv: Sequence[str] | None) -> tuple[Data, Pa
     )
     options = parser.parse_args(argv)
     try:
-        data = load(options.data)
+        data = load_pairs(options.pairs) if pairs and options.pairs else load(options.data)
         options.out.mkdir(parents=True, exist_ok=True)
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))

@@ -116,6 +116,64 @@ def test_bad_arguments_are_one_line(example, tmp_path, monkeypatch, capsys):
         assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+def noisy_pairs(folder: Path) -> Path:
+    """300 of the digits with white noise on every tenth pixel."""
+    clean, rng = datasets.digits_canvas(12)[:300], np.random.default_rng(0)
+    noisy = np.where(rng.random(clean.shape) < 0.1, 255, clean)
+    np.savez(folder / "pairs.npz", noisy=noisy, clean=clean)
+    return folder / "pairs.npz"
+
+
+@pytest.mark.parametrize(("published", "share"), [(False, 0.75), (True, 0.1)])
+def test_pairs_are_denoised(published, share, example, tmp_path):
+    path = noisy_pairs(tmp_path)
+    if published:
+        path = Path(os.environ.get("FASTAE_DATA_DIR", tmp_path)) / "noisy_digits.npz"
+        if not path.is_file():
+            pytest.skip("FASTAE_DATA_DIR names a folder with noisy_digits.npz")
+    figures = example("denoise").main(["--pairs", str(path), "--out", str(tmp_path)])
+    assert figures["autoencoder"] < share * figures["linear"] < share * figures["noisy"]
+    with Image.open(tmp_path / "denoise.png") as picture:
+        assert min(picture.size) > 100
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"noisy": np.zeros((6, 5, 4))}, "expected an .npz file with numbers in arrays 'noisy' and 'clean'"),
+        ({"noisy": np.array([{}] * 6), "clean": np.zeros(6)}, "expected an .npz file with numbers"),
+        (
+            {"noisy": np.zeros((6, 5, 4)), "clean": np.zeros((6, 5, 5))},
+            "given noisy (6, 5, 4) and clean (6, 5, 5)",
+        ),
+        ({"noisy": np.zeros((4, 5, 4)), "clean": np.zeros((4, 5, 4))}, "expected 5 or more pairs"),
+        (
+            {"noisy": np.full((6, 5, 4), np.nan), "clean": np.zeros((6, 5, 4))},
+            "expected finite numbers in 'noisy'",
+        ),
+        (
+            {"noisy": np.zeros((6, 5, 4)), "clean": np.zeros((6, 5, 4), str)},
+            "expected finite numbers in 'clean'",
+        ),
+        (b"PK nothing", "expected an .npz file"),
+        (None, "No such file"),
+    ],
+)
+def test_pairs_that_are_none_are_one_line(arrays, message, example, tmp_path, capsys):
+    path = tmp_path / "pairs.npz"
+    if isinstance(arrays, bytes):
+        path.write_bytes(arrays)
+    elif arrays is not None:
+        np.savez(path, **arrays)
+    with pytest.raises(SystemExit) as stopped:
+        example("denoise").main(["--pairs", str(path), "--out", str(tmp_path / "new")])
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "pairs.npz" in line
+    assert message in line
+    assert not (tmp_path / "new").exists()
+
+
 def test_mnist_where_it_is(example, tmp_path):
     folder = os.environ.get("FASTAE_DATA_DIR")
     if not folder or not any(Path(folder).rglob("t10k-images-idx3-ubyte*")):
