@@ -134,9 +134,13 @@ def latent_scatter(
         named = np.asarray(labels)
         if named.shape != (len(points),):
             raise ValueError(f"labels: expected shape ({len(points)},), one for each code, got {named.shape}")
+        if named.dtype.kind == "O":  # what cannot be sorted can still be written
+            named = named.astype(str)
         different = np.unique(named)
         if len(different) > _MOST_LABELS:
             raise ValueError(f"labels: expected at most {_MOST_LABELS} different ones, got {len(different)}")
+        if (different != different).any():
+            raise ValueError("labels: expected labels that equal themselves, given NaN")
         groups = [(name, points[named == name]) for name in different]
     ax = new_axes(6.4, 5.2) if ax is None else ax
     from matplotlib import patheffects

@@ -35,7 +35,7 @@ def image_rows(
 
     Parameters
     ----------
-    rows : mapping of str to array_like of real numbers, shape (n, height, width) or (n, pixels)
+    rows : mapping of str to array_like, shape (n, height, width), (n, 1, height, width) or (n, pixels)
         The images by the name of their row, all of one number and size and in the same unit.
     scale : str, optional
         The row whose smallest and largest value are white and black in all of them; the first one when not
@@ -79,7 +79,7 @@ def reconstructions(
 
     Parameters
     ----------
-    originals, reconstructed : array_like of real numbers, shape (n, height, width) or (n, pixels)
+    originals, reconstructed : array_like, shape (n, height, width), (n, 1, height, width) or (n, pixels)
         The images, in the same unit. Both rows use the same grey scale, from the smallest to the
         largest value of the originals; the largest is black, which saves ink.
     image_shape : tuple of int, optional
@@ -121,7 +121,7 @@ def noise_removal(
 
     Parameters
     ----------
-    noisy, denoised : array_like of real numbers, shape (n, height, width) or (n, pixels)
+    noisy, denoised : array_like, shape (n, height, width), (n, 1, height, width) or (n, pixels)
         The images, in the same unit.
     clean : array_like, of the same shape, optional
         The images without noise: a third row, and the grey scale of all, from their smallest to their
@@ -165,7 +165,7 @@ def training_strip(
 
     Parameters
     ----------
-    images : array_like of real numbers, shape (n, height, width) or (n, pixels)
+    images : array_like, shape (n, height, width), (n, 1, height, width) or (n, pixels)
         The reconstructions in the order of the epochs.
     original : array_like, shape (height, width) or (pixels,), optional
         The image itself: put last, and its values are the grey scale of all.
@@ -286,15 +286,8 @@ def _over_time(
     first = None
     if original is not None:
         alone = real_array("original", original)
-        if (
-            alone.size != shown[0].size
-            or alone.ndim not in (1, 2)
-            or alone.shape
-            not in (
-                shown.shape[1:],
-                (shown[0].size,),
-            )
-        ):
+        alone = alone[0] if alone.ndim == 3 and len(alone) == 1 else alone
+        if alone.shape not in (shown.shape[1:], (shown[0].size,)):
             raise ValueError(f"original: expected shape {shown.shape[1:]}, as images, got {alone.shape}")
         first = alone.reshape(1, *shown.shape[1:])
     numbers = list(range(1, len(shown) + 1)) if epochs is None else list(epochs)
