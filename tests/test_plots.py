@@ -214,6 +214,7 @@ def test_learning_curve_says_what_it_shows():
     assert [list(line.get_xdata()) for line in lines] == [[1, 2, 3], [1, 2]]
     assert lines[1].get_zorder() > lines[0].get_zorder()  # the short one can be seen
     assert len({line.get_color() for line in lines}) == 2
+    assert all(tick % 1 == 0 for tick in ax.get_xticks())  # there is no half an epoch
     assert plots.learning_curve([1.0, 2.0]).get_legend() is None
 
 

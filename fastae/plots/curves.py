@@ -58,6 +58,8 @@ def learning_curve(
         raise ValueError("losses: expected at least one series, got none")
     series = {name: _finite_series(name, values) for name, values in named.items()}
     ax = new_axes(6.4, 3.8) if ax is None else ax
+    from matplotlib.ticker import MaxNLocator
+
     longest = max(map(len, series.values()))
     step = max(1, longest // 12)
     for i, (name, values) in enumerate(series.items()):
@@ -82,6 +84,7 @@ def learning_curve(
     ax.set_ylabel(ylabel)
     ax.set_ylim(bottom=0)
     ax.margins(x=0.01)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
     if title:
         ax.set_title(title)
     if any(series):
