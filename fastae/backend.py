@@ -25,6 +25,7 @@ from importlib.util import find_spec
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, TextIO
 
+from fastae.executor import processors_present
 from fastae.kernels.table import KERNELS
 
 __all__ = [
@@ -434,7 +435,7 @@ def versions() -> dict[str, dict[str, str]]:
         "fastae": {
             "version": __version__,
             "backend": chosen,
-            "processors": str(_processors()),
+            "processors": str(processors_present()),
             "machine": f"{platform.machine()}, {platform.system()}",
         },
         "backends": {name: reason or "available" for name, reason in available_backends().items()},
@@ -469,10 +470,3 @@ def show_versions(file: TextIO | None = None) -> None:
         print(section, file=file)
         for name, value in entries.items():
             print(f"    {name:<16} {value}", file=file)
-
-
-def _processors() -> int:
-    """Processors this process may use, which a container or a batch queue can hold below the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
