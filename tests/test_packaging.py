@@ -54,6 +54,7 @@ def test_extras(requirements):
         "plots",
         "progress",
         "data",
+        "images",
         "files",
         "onnx",
         "sklearn",
