@@ -294,8 +294,9 @@ def _read_csv(path: str) -> Table:
     if not line.strip():
         raise ValueError(f"{path}: expected rows of numbers, given an empty file")
     # No number has a tab or a semicolon in it; commas may be decimal where one of these is there.
-    delimiter = next((d for d in "\t;" if d in line), ",")
-    first = next(csv.reader([line], delimiter=delimiter))
+    unquoted = re.sub(r'"[^"]*"', "", line)
+    delimiter = next((d for d in "\t;" if d in unquoted), ",")
+    first = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
     columns = None
     if not any(_NUMBER.fullmatch(field) for field in first):
         columns = tuple(field.strip() for field in first)
@@ -554,7 +555,8 @@ def _write_csv(file: IO[bytes], arrays: Mapping[str, Array], columns: Mapping[st
 
 def _quoted(name: str) -> str:
     """A name as a CSV file has it."""
-    return '"' + name.replace('"', '""') + '"' if re.search(r'[",;\t\r\n]', name) else name
+    name = re.sub(r"[\r\n]+", " ", name)  # one line of names
+    return '"' + name.replace('"', '""') + '"' if re.search(r'[",;\t]', name) else name
 
 
 def _texts(values: Array) -> list[list[str]]:
