@@ -33,8 +33,17 @@ Array = npt.NDArray[Any]
 #: Values that one call takes: it lasts long enough to be worth a call, and progress can be seen.
 _AT_ONCE: Final = 1 << 22
 
-#: What detect trains with where nothing is said.
-_DEFAULTS: Final = {"hidden": (100,), "latent": 2, "epochs": 200, "dtype": "float32", "seed": 0}
+#: What detect trains with where nothing is said. Tables are often short: batches of 200, as the estimators
+#: have them, would leave some hundred updates.
+_DEFAULTS: Final[dict[str, Any]] = {
+    "hidden": (100,),
+    "latent": 2,
+    "epochs": 200,
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "dtype": "float32",
+    "seed": 0,
+}
 
 #: Names of what is written.
 _NAMES: Final = {"encode": "code", "decode": "output", "reconstruct": "output"}
@@ -221,6 +230,8 @@ def detect(
     hidden: tuple[int, ...] | None = None,
     latent: int | None = None,
     epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
     dtype: str | None = None,
     seed: int | None = None,
     standardize: bool = False,
@@ -239,8 +250,8 @@ def detect(
         Share of the rows that are outliers, in (0, 0.5]; 0.1 where nothing else says.
     model : Path, optional
         A trained model in place of one that is trained on these rows; a saved detector has its threshold.
-    hidden, latent, epochs, dtype, seed : optional
-        Of the training.
+    hidden, latent, epochs, batch_size, learning_rate, dtype, seed : optional
+        Of the training, which ends before the last epoch where ten in a row bring nothing.
     standardize : bool
         Bring each column to mean 0 and standard deviation 1 before the training.
     save : Path, optional
@@ -260,11 +271,20 @@ def detect(
     ImportError, OSError
         Something is not installed, or a file cannot be read or written.
     """
-    given = {"hidden": hidden, "latent": latent, "epochs": epochs, "dtype": dtype, "seed": seed}
+    given = {
+        "hidden": hidden,
+        "latent": latent,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "dtype": dtype,
+        "seed": seed,
+    }
     given = {name: value for name, value in given.items() if value is not None}
     if model is not None:
         for name in [*given, *(["standardize"] if standardize else []), *(["save"] if save else [])]:
-            raise CommandError(f"--{name}: expected without --model, which was trained already")
+            option = name.replace("_", "-")
+            raise CommandError(f"--{option}: expected without --model, which was trained already")
     if standardize and save is not None:
         raise CommandError("--save: expected without --standardize, whose scales the file has no place for")
     with refused("--out"):
@@ -333,7 +353,10 @@ def _fit_detector(
         share,
         options["latent"],
         options["hidden"],
+        batch_size=min(options["batch_size"], len(rows)),
+        learning_rate_init=options["learning_rate"],
         max_iter=options["epochs"],
+        tol=0.0,  # errors of data in [0, 1] are soon smaller than any step worth a name elsewhere
         random_state=options["seed"],
         backend=backend,
         dtype=options["dtype"],

@@ -20,13 +20,9 @@ from fastae import datasets, tables
 
 
 @pytest.fixture
-def image():
-    """Pillow's images; CI has them."""
-    if os.environ.get("CI"):
-        from PIL import Image
-    else:
-        Image = pytest.importorskip("PIL.Image")
-    return Image
+def image(require):
+    """Pillow's images."""
+    return require("PIL.Image")
 
 
 def same(one, other):

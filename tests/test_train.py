@@ -548,8 +548,8 @@ def test_what_is_missing_is_said_before_the_training(run, tmp_path, monkeypatch)
     assert 'pip install "fastae[files]"' in err
 
 
-def test_without_matplotlib_there_are_no_pictures(run, tmp_path, monkeypatch):
-    pytest.importorskip("safetensors")
+def test_without_matplotlib_there_are_no_pictures(run, require, tmp_path, monkeypatch):
+    require("safetensors")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     folder = tmp_path / "run"
     status, out, err = run("quark_mlp", "--data", "digits", "--epochs", 1, "--out", folder)

@@ -17,6 +17,7 @@ from fastae.cli.arguments import (
     command,
     count,
     counts,
+    positive,
     share,
 )
 
@@ -123,6 +124,8 @@ def _add_detect(commands: Any) -> None:
     add("--hidden", type=counts, metavar="N,N", help="widths before the code; none for none (100)")
     add("--latent", type=count(1), metavar="N", help="width of the code; a narrow one finds more (2)")
     add("--epochs", type=count(1), metavar="N", help="at most (200)")
+    add("--batch-size", type=count(1), metavar="N", help="rows of a batch (32)")
+    add("--learning-rate", type=positive, metavar="X", help="of Adam (0.001)")
     add("--dtype", choices=("float32", "float64"), help="of the arithmetic (float32)")
     add("--seed", type=count(0), metavar="N", help="of all that is random (0)")
     add("--standardize", action="store_true", help="bring each column to mean 0 and deviation 1 first")
