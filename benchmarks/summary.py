@@ -15,6 +15,8 @@ INPUT_LAYER = "input layer forward, as published (B=20, 225 -> 75)"
 FIT = "Trainer.fit of autoencnet, one epoch (50 updates)"
 IMPORT = "import (fresh process)"
 FIRST_CALL = "first call (fresh process)"
+READ_CSV = "reading a CSV file, 20000x20"
+WRITE_CSV = "writing a CSV file, 20000x20"
 #: Processes that bench_import starts: Python alone, and the command.
 PYTHON, HELP = "python", "fastae --help"
 ONE_ROW = "Autoencoder.transform of one row"
