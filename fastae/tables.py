@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import errno
 import math
 import os
 import re
@@ -132,9 +133,11 @@ def read_parts(path: str | os.PathLike[str]) -> tuple[Table, Table | None]:
                 found = {"": values}
             else:
                 found = _read_npz(path, file, name)
-    except (OSError, MemoryError, _Refused):
+    except (MemoryError, _Refused):
         raise
     except Exception as error:  # zipfile, zlib and NumPy have a dozen ways to say so, none for users
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the disk's, and not of a seek to where there is nothing
         raise ValueError(f"{path}: not a .npz or .npy file of numbers, or damaged") from error
     tables = [
         Table(_checked(path, values, label), None, f"{path}:{label}" if label else path)
@@ -391,6 +394,7 @@ def _read_images(folder: Path) -> npt.NDArray[np.uint8]:
         raise ValueError(f"{folder}: expected images ({kinds}), found none")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow thinks of tags it does without
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             size = None
             for path in paths:  # heads alone: sizes are compared before anything is decoded

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import io
 import os
 import pickle
 import struct
@@ -500,3 +501,46 @@ def test_module_does_not_load_what_is_heavy():
     code = "import sys, fastae.tables; print({'PIL', 'numba', 'matplotlib', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+# -- damage of any kind --------------------------------------------------------------------------------
+
+
+def saved_bytes(save, **content):
+    stream = io.BytesIO()
+    save(stream, **content)
+    return stream.getvalue()
+
+
+LEVELS = np.arange(48, dtype=np.uint8).reshape(3, 4, 4)
+INTACT = {
+    "x.npy": saved_bytes(np.save, arr=ROWS),
+    "x.npz": saved_bytes(np.savez, other=ROWS, train=LEVELS),
+    "z.npz": saved_bytes(np.savez_compressed, x=ROWS),
+    "x.csv": b'a,b\n1,2\n3,4.5\n-1e3,"7"\n',
+    "x-idx3-ubyte": idx(LEVELS),
+    "x.gz": gzip.compress(idx(LEVELS)),
+}
+
+
+@pytest.mark.parametrize("name", INTACT)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_whatever_happened_to_a_file_is_a_table_or_one_line(tmp_path_factory, name, data):
+    content = bytearray(INTACT[name])
+    for _ in range(data.draw(st.integers(0, 3), label="changes")):
+        at = data.draw(st.integers(0, len(content)), label="at")
+        gone = data.draw(st.integers(0, 8), label="gone")
+        content[at : at + gone] = data.draw(
+            st.binary(max_size=8) | st.sampled_from([b"\xff" * 4, b"\x7f\xff\xff\xff", b"999999", b"nan,"])
+        )
+    path = tmp_path_factory.mktemp("damaged") / name
+    path.write_bytes(content)
+    said = str(path)
+    try:
+        size = tables.read(path).values.size
+    except ValueError as error:
+        said, size = str(error), 0
+    assert said.startswith(str(path))
+    assert "\n" not in said
+    assert size <= 1032 * len(content)
