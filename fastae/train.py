@@ -46,6 +46,9 @@ _OWN: Final[dict[str, Any]] = {"hidden": (128,), "latent": 16, "loss": "mse", "l
 
 _SHOWN = 10
 
+#: Flat rows of fewer values than a square of this side has are taken for no image.
+_SMALLEST_SIDE = 4
+
 #: Longest code that is drawn.
 _DRAWN_CODE = 32
 
@@ -103,6 +106,7 @@ def load_data(model: str, name: str, dtype: str) -> Data:
     """
     train: np.ndarray
     validation: np.ndarray
+    named = False
     if name == "digits":
         # AutoEncNet has 15x15 images and trains on 1000 of them.
         side, count = (15, 1000) if model == "autoencnet" else (28, 1500)
@@ -113,9 +117,9 @@ def load_data(model: str, name: str, dtype: str) -> Data:
         train, validation = load("train")[0], load("test")[0]
         title = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}[name]
     else:
-        train, validation = _read_file(name)
+        train, validation, named = _read_file(name)
         title = name
-    shape = _image_shape(train)
+    shape = None if named else _image_shape(train)
     if model == "autoencnet" and train.dtype == np.uint8:
         rows, mean = datasets.autoencnet_data(train, dtype=dtype)
         others, _ = datasets.autoencnet_data(validation, mean, dtype)
@@ -166,22 +170,22 @@ def _image_shape(values: np.ndarray) -> tuple[int, int] | None:
     if values.ndim == 3:
         return values.shape[1], values.shape[2]
     side = math.isqrt(values.shape[1])
-    return (side, side) if side * side == values.shape[1] else None
+    return (side, side) if side * side == values.shape[1] and side >= _SMALLEST_SIDE else None
 
 
-def _read_file(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read training and validation rows."""
+def _read_file(name: str) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Read training and validation rows; tells whether their columns have names, and so are no pixels."""
     if not os.path.exists(name) and not os.path.exists(name.rpartition(":")[0]):
         raise CommandError(f"--data {name}: no such file; or use {', '.join(DATA)}")
     with refused("--data"):
         train, test = tables.read_parts(name)
     if test is not None:
-        return train.values, test.values
+        return train.values, test.values, False
     count = len(train.values)
     if count < 2:
         raise CommandError(f"--data {train.source}: expected 2 rows or more, one for validation, got {count}")
     kept = min(10000, max(1, count // 10))
-    return train.values[:-kept], train.values[-kept:]
+    return train.values[:-kept], train.values[-kept:], train.columns is not None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,19 @@ def test_help(run, arguments):
         assert re.findall(r"^    (\w+)", out, re.MULTILINE) == list(COMMANDS)
 
 
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_examples_of_the_help_are_commands(run, command):
+    _, out, _ = run(*([command] if command else []), "--help")
+    examples = re.findall(r"^  (fastae .*?)(?: {3,}.*)?$", out.partition("examples:")[2], re.MULTILINE)
+    assert examples or command == "info"
+    for example in examples:
+        arguments = cli._parser().parse_args(
+            shlex.split(example)[1:]
+        )  # leaves through SystemExit where it fails
+        assert command is None or example.split()[1] == command
+        assert callable(arguments.run)
+
+
 def test_no_command_shows_help(run):
     status, out, err = run()
     assert (status, out) == (2, "")
@@ -99,7 +113,7 @@ def test_info(run):
     status, out, _ = run("info")
     assert status == 0
     assert fastae.__version__ in out
-    for name in (*backend.NAMES, "safetensors", "scikit-learn", "pooch", "matplotlib", "tqdm"):
+    for name in (*backend.NAMES, "safetensors", "scikit-learn", "pooch", "matplotlib", "tqdm", "pillow"):
         assert name in out
     if fastae.available_backends()["cython"] is None:
         assert "instruction set" in out

@@ -559,7 +559,8 @@ def test_bench(run):
         assert re.fullmatch(r"[\d.,]+ (s|ms|µs)", step)
         assert re.fullmatch(r"[\d.,]+ (s|ms|µs)", fastest)
         assert float(rate) > 0
-        assert (float(ratio[:-1]) == 1) == (name == "numpy")
+        assert float(ratio[:-1]) > 0
+        assert name != "numpy" or ratio == "1x"
 
 
 def test_bench_of_a_batch_that_is_too_much_for_scalar(run):

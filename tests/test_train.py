@@ -181,6 +181,18 @@ def test_layers_of_ones_own(run, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("width", "named", "shape"), [(16, False, (4, 4)), (16, True, None), (9, False, None), (12, False, None)]
+)
+def test_which_columns_are_pixels(tmp_path, width, named, shape):
+    """A square of columns is an image, unless they have names of their own or are too few."""
+    path = tmp_path / "rows.csv"
+    tables.write(path, {"x": np.ones((20, width))})
+    if not named:
+        path.write_text(path.read_text().partition("\n")[2])
+    assert train.load_data("mlp", str(path), "float32").image_shape == shape
+
+
 def test_loss_of_ones_own(run, tmp_path):
     status, out, _ = run("mlp", "--data", "digits", "--hidden", "none", "--loss", "bce", "--epochs", 1)
     assert status == 0

@@ -27,7 +27,8 @@ DATA_HELP = """\
 DATA is one of
   FILE.npy, FILE.npz    an array (n, values), (n, height, width) or (n, channels, height, width); of an .npz
                         the array 'train' or the only one of rows, or with FILE.npz:NAME the one of that name
-  FILE.csv              numbers with commas, semicolons or tabs between; a line of names before them, or none
+  FILE.csv              numbers with commas, semicolons or tabs between; a line of names before them, of which
+                        none is a number, or none
   an IDX file           plain or gzipped, as MNIST's
   a folder              of images of one size, which become grey: pip install "fastae[images]"
   mnist, fashion_mnist, digits
