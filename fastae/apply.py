@@ -372,7 +372,7 @@ def _load_detector(
 ) -> tuple[Array, Trainer, float | None]:
     """Load a model; gives rows, trainer, and the threshold it has."""
     with refused("--model"):
-        loaded = fastae.load(model, backend=backend, n_threads=threads)
+        loaded = fastae.load(model, backend=backend, n_threads=threads or 1)
     trainer = getattr(loaded, "trainer_", loaded)
     threshold = -loaded.offset_ if hasattr(loaded, "offset_") else None
     if threshold is not None and contamination is not None:

@@ -513,6 +513,17 @@ def test_saved_detector_flags_other_rows(run, tmp_path):
 
 
 @needs_sklearn
+@pytest.mark.parametrize("command", ["reconstruct", "detect"])
+def test_threads_of_a_file_are_not_those_of_another_backend(run, tmp_path, rows, backend, command):
+    path = tmp_path / "d.safetensors"
+    options = {"max_iter": 1, "random_state": 0, "backend": "cython", "n_threads": 2}
+    fastae.AutoencoderOutlierDetector(0.1, 2, (4,), **options).fit(ROWS).save(path)
+    named = ("reconstruct", path) if command == "reconstruct" else ("detect", "--model", path)
+    status, _, err = run(*named, "--data", rows, "--out", tmp_path / "x.npy", "--backend", backend, "--quiet")
+    assert (status, err) == (0, "")
+
+
+@needs_sklearn
 def test_any_model_detects(run, tmp_path, model, rows):
     """The share that is asked for is flagged: the rows with the highest errors."""
     options = ("--model", model, "--contamination", 0.1, "--out", tmp_path / "flags.npy")
