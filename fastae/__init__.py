@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what type checkers and editors read instead of _HOME
         persistence,
         plots,
         program,
+        tables,
     )
     from fastae.backend import available_backends, get_backend, set_backend, show_versions, use_backend
     from fastae.callbacks import (
@@ -81,6 +82,7 @@ _HOME = {
     "persistence": "persistence",
     "plots": "plots",
     "program": "program",
+    "tables": "tables",
     "available_backends": "backend",
     "get_backend": "backend",
     "set_backend": "backend",
@@ -182,6 +184,7 @@ __all__ = [
     "program",
     "set_backend",
     "show_versions",
+    "tables",
     "use_backend",
 ]
 

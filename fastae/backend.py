@@ -448,7 +448,7 @@ def versions() -> dict[str, dict[str, str]]:
                 sections["backends"][name] = str(error)
     libraries = (
         *("numpy", "scipy", "numba", "threadpoolctl", "safetensors", "scikit-learn", "pooch"),
-        *("matplotlib", "tqdm"),
+        *("matplotlib", "tqdm", "pillow"),
     )
     sections["libraries"] = {"python": platform.python_version()} | {
         library: installed(library) for library in libraries
