@@ -28,7 +28,14 @@ if TYPE_CHECKING:  # what type checkers and editors read instead of _HOME
         plots,
         program,
     )
-    from fastae.backend import available_backends, get_backend, set_backend, show_versions, use_backend
+    from fastae.backend import (
+        available_backends,
+        get_backend,
+        register_backend,
+        set_backend,
+        show_versions,
+        use_backend,
+    )
     from fastae.callbacks import (
         Callback,
         Checkpoint,
@@ -83,6 +90,7 @@ _HOME = {
     "program": "program",
     "available_backends": "backend",
     "get_backend": "backend",
+    "register_backend": "backend",
     "set_backend": "backend",
     "show_versions": "backend",
     "use_backend": "backend",
@@ -180,6 +188,7 @@ __all__ = [
     "persistence",
     "plots",
     "program",
+    "register_backend",
     "set_backend",
     "show_versions",
     "use_backend",

@@ -170,6 +170,9 @@ _INDEX: np.dtype = np.dtype(np.int64)
 _REALS = {_FLOAT32: _FLOAT32, _FLOAT64: _FLOAT64}
 _ABSENT = {dtype: np.empty(0, dtype) for dtype in (*_REALS, _INDEX)}
 
+#: Backends that have no use for NumPy's ufuncs, and so nothing to silence.
+_SILENT = frozenset(("scalar", "numba", "cython"))
+
 # Bits of ndarray.flags.num: one look instead of three.
 _CONTIGUOUS, _ALIGNED, _WRITEABLE = 0x1, 0x100, 0x400
 
@@ -270,11 +273,11 @@ class _Call:
         if chosen.prepare is not None:
             for slot in self.slots:
                 arguments[slot.place] = chosen.prepare(arguments[slot.place])
-        if chosen.name == "numpy":  # which would warn of overflow where the others are silent
+        if chosen.name in _SILENT:
+            chosen.kernels[self.name](*arguments)
+        else:  # numpy would warn of overflow where these are silent, and one of another package may
             with np.errstate(all="ignore"):
                 chosen.kernels[self.name](*arguments)
-        else:
-            chosen.kernels[self.name](*arguments)
         return result
 
     def check(self, slot: _Slot, array: Any, dtype: np.dtype, dims: dict[str, int]) -> None:

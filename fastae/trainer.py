@@ -125,8 +125,8 @@ class Trainer:
             raise TypeError(f"net: expected a Network, given {type(net).__name__}")
         if backend is not None and not isinstance(backend, str | backends.Backend):
             raise TypeError(f"backend: expected a name or None, given {type(backend).__name__}")
-        if isinstance(backend, str) and backend not in backends.NAMES:
-            raise ValueError(f"backend: expected one of {', '.join(backends.NAMES)}, given {backend!r}")
+        if isinstance(backend, str) and not backends.is_known(backend):
+            raise ValueError(f"backend: expected one of {', '.join(backends.known())}, given {backend!r}")
         self.net: Final = net
         self.loss: Final = losses.resolve(loss)
         self.optimizer: Final = optimizers.resolve(optimizer)
