@@ -134,7 +134,10 @@ def _encode(program: Program, arena: npt.NDArray[Any], names: tuple[str, ...]) -
     words[0] = struct.unpack("=q", _MAGIC)[0]
     words[1] = _FORMAT
     words[4:8] = np.frombuffer(bytes.fromhex(signature_hash()), np.int64)
-    words[8:12] = itemsize, program.batch_size, program.needs_rows, arena_size
+    needs_rows = program.needs_rows if trains else 1
+    if needs_rows > program.batch_size:
+        raise ValueError(f"batch_size: expected at least {needs_rows}, to train with, given {program.batch_size}")
+    words[8:12] = itemsize, program.batch_size, needs_rows, arena_size
     parts: list[bytes] = []
     at = words.nbytes
     for kind, routine in chosen.items():

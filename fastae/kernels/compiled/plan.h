@@ -178,8 +178,8 @@ static int check_instruction(const int64_t *code, int64_t itemsize, int64_t batc
         const Argument *a = &row->argument[i];
         if (a->kind > INDEX || o[i] == -1) continue;
         if (a->kind == INDEX) { /* the updates done and the seed, never the number of a row */
-            if (a->rank != 1 || a->dims[0] >= 0 || !fits(o[i] * itemsize, 8 * (-1 - a->dims[0]), HEADER_BYTES) ||
-                o[i] > HEADER_BYTES)
+            if (a->rank != 1 || a->dims[0] >= 0 || o[i] < 0 || o[i] > HEADER_BYTES ||
+                !fits(o[i] * itemsize, 8 * (-1 - a->dims[0]), HEADER_BYTES) || o[i] * itemsize % 8)
                 return 0;
             continue;
         }
