@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what type checkers and editors read instead of _HOME
         ops,
         optimizers,
         persistence,
+        plans,
         plots,
         program,
     )
@@ -69,6 +70,7 @@ if TYPE_CHECKING:  # what type checkers and editors read instead of _HOME
     from fastae.network import Network, Recipe
     from fastae.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
     from fastae.persistence import CheckpointError, load
+    from fastae.plans import plan
     from fastae.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -86,6 +88,7 @@ _HOME = {
     "ops": "ops",
     "optimizers": "optimizers",
     "persistence": "persistence",
+    "plans": "plans",
     "plots": "plots",
     "program": "program",
     "available_backends": "backend",
@@ -130,8 +133,12 @@ _HOME = {
     "RMSprop": "optimizers",
     "CheckpointError": "persistence",
     "load": "persistence",
+    "plan": "plans",
     "Trainer": "trainer",
 }
+
+#: For other compiled code; there where the compiled kernels are. The last is the capsule that fastae.h imports.
+_COMPILED = {"ctypes_kernels": "ctypes_kernels", "cython_kernels": "cython_kernels", "_c_api": "cython_kernels"}
 
 #: Names whose import needs more than NumPy: ``from fastae import *`` leaves them out.
 _EXTRA = ("Autoencoder", "AutoencoderOutlierDetector")
@@ -178,6 +185,7 @@ __all__ = [
     "datasets",
     "export",
     "get_backend",
+    "get_include",
     "initializers",
     "layers",
     "load",
@@ -186,6 +194,8 @@ __all__ = [
     "ops",
     "optimizers",
     "persistence",
+    "plan",
+    "plans",
     "plots",
     "program",
     "register_backend",
@@ -195,8 +205,22 @@ __all__ = [
 ]
 
 
+def get_include() -> str:
+    """Return the folder of ``fastae.h``, for the compilers of C and C++.
+
+    Returns
+    -------
+    str
+        To be given as ``-I``. Cython needs it only for ``cdef extern from "fastae.h"``; ``cimport
+        fastae.cython_kernels`` works without.
+    """
+    import os
+
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")
+
+
 def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
+    home = _HOME.get(name) or _COMPILED.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f"{__name__}.{home}")
