@@ -16,6 +16,10 @@ made from the rows of :mod:`fastae.kernels.table`, each when it is first asked f
 - Arguments are the row's inputs, saved tensors and states, then its constants, then ``out`` and ``backend``.
 - Arrays are ndarrays, C-contiguous, aligned, in native byte order, float32 or float64, one dtype for the
   whole call (int64 for indices). Nothing is converted, nothing copied.
+- An array of another library will do where its memory is the CPU's and is all of this: one with
+  ``__dlpack__`` (PyTorch, JAX), with ``__array_interface__`` or with the buffer protocol (memoryview,
+  array.array, ctypes). As a state or as ``out`` it must be writeable too, and what is returned for it is an
+  ndarray on its memory.
 - ``out`` takes the array to write the result to, or a tuple of arrays where there are several results; None
   in the tuple leaves an optional result out. Without ``out`` the results are allocated.
 - States are updated in place.
@@ -32,6 +36,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from fastae import arrays
 from fastae.backend import Backend, resolve
 from fastae.kernels.table import ACTIVATIONS, KERNELS, Array, Constant, Kernel
 
@@ -228,6 +233,10 @@ class _Call:
         stays None until the end. ``dims`` has those that are known before any array is looked at.
         """
         chosen = resolve(backend)
+        for slot in self.given:
+            array = arguments[slot.place]
+            if type(array) is not np.ndarray and array is not None:
+                arguments[slot.place] = self.view(slot, array)
         first = arguments[self.given[0].place]
         dtype = _REALS.get(first.dtype) if type(first) is np.ndarray else None
         if dtype is None:
@@ -259,6 +268,8 @@ class _Call:
         else:
             written += self.outputs
             for slot, array in zip(self.outputs, self.unpack(out), strict=True):
+                if type(array) is not np.ndarray and array is not None:
+                    array = self.view(slot, array)
                 self.check(slot, array, dtype, dims)
                 arguments[slot.place] = array
         if written:
@@ -279,6 +290,13 @@ class _Call:
             with np.errstate(all="ignore"):
                 chosen.kernels[self.name](*arguments)
         return result
+
+    def view(self, slot: _Slot, value: Any) -> Any:
+        """Return another library's array as an ndarray; what is none goes on, to be refused."""
+        if isinstance(value, np.ndarray):
+            return value  # of a subclass, which may mean more than its memory, as a mask
+        array = arrays.view(value, f"{self.name}: {slot.label}")
+        return value if array is None else array
 
     def check(self, slot: _Slot, array: Any, dtype: np.dtype, dims: dict[str, int]) -> None:
         """Refuse an array that is not what the slot wants.
@@ -303,7 +321,7 @@ class _Call:
         where = f"{self.name}: {slot.label}: expected"
         if not isinstance(array, np.ndarray):
             hint = "" if array is None or slot.flags & _WRITEABLE else f" (np.asarray({name}) makes one)"
-            raise TypeError(f"{where} an ndarray, given {type(array).__name__}{hint}")
+            raise TypeError(f"{where} {arrays.OFFERS}, given {type(array).__name__}{hint}")
         if type(array) is not np.ndarray:
             raise TypeError(
                 f"{where} a plain ndarray, given {type(array).__name__} "
@@ -486,7 +504,8 @@ _RAISES = """
 Raises
 ------
 TypeError
-    If an array is not a plain ndarray or has another dtype, or a constant is of another type.
+    If an array is not a plain ndarray (or another library's in the CPU's memory) or has another dtype, or a
+    constant is of another type.
 ValueError
     If an array has another shape, is empty, not C-contiguous or misaligned, or, being written to, is
     read-only or overlaps another argument; if a constant is unknown or out of range.

@@ -100,6 +100,10 @@ class Trainer:
     -----
     Several threads may use one trainer: one call waits for the other, also for a whole `fit`.
 
+    Where a method takes an ndarray, an array of another library will do whose memory is the CPU's: one with
+    ``__dlpack__``, ``__array_interface__`` or a buffer. It is not copied, and must be as the ndarray would
+    have to be. What is returned is an ndarray, also for such an `out`.
+
     Examples
     --------
     >>> net = fastae.models.autoencnet()
