@@ -1,7 +1,7 @@
 """fastae in other people's compiled code: the C header, the capsule, ctypes, Cython, and plans.
 
-What the kernels compute is held elsewhere (test_kernels.py); here the same bits have to come out of every other way
-to call them. C code is compiled by every compiler that is there; CI says which one is not.
+What the kernels compute is held elsewhere (test_kernels.py); here the same bits have to come out of every
+other way to call them. C code is compiled by every compiler that is there; a skip says which one is not.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def test_every_exported_function_has_a_test():
 
 
 def test_abi_is_the_recorded_one():
-    """Where it fails: what is recorded may only get longer at the end of a struct, else ABI_VERSION is raised.
+    """Where it fails: a struct may only get longer, at its end; any other change raises ABI_VERSION.
 
     ``python -m fastae.kernels.c_interface`` records what there is.
     """
@@ -90,7 +90,9 @@ def test_structs_lie_as_recorded(build, tmp_path):
         for which, names in fields.items()
         for a, b in names
     ]
-    source = '#include <stddef.h>\n#include <stdio.h>\n#include "fastae.h"\nint main(void) {' + "\n".join(lines)
+    source = '#include <stddef.h>\n#include <stdio.h>\n#include "fastae.h"\nint main(void) {' + "\n".join(
+        lines
+    )
     program = build(source + "return 0; }", python=False, shared=False)
     printed = subprocess.run([program], capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
     assert printed == [
@@ -119,7 +121,9 @@ def test_header_names_every_activation():
 def test_header_documents_every_argument():
     text = (Path(fastae.get_include()) / "fastae.h").read_text()
     for f in OF_KERNELS[::2]:
-        (comment,) = re.findall(rf"/\*((?:(?!/\*).)*?)\*/\nFASTAE_INLINE int fastae_{f.name}\(", text, re.DOTALL)
+        (comment,) = re.findall(
+            rf"/\*((?:(?!/\*).)*?)\*/\nFASTAE_INLINE int fastae_{f.name}\(", text, re.DOTALL
+        )
         for argument in f.kernel.arguments:
             assert re.search(rf"\n \*   {argument.name} ", comment), (f.name, argument.name)
 
@@ -209,7 +213,7 @@ def test_workspace_size_of_what_cannot_be(make_case, f):
 
 @pytest.mark.parametrize("f", OF_KERNELS, ids=by_name)
 def test_checks(make_case, f):
-    """Each pointer NULL and misaligned, each size and constant wrong: an error code, and nothing was written."""
+    """Each pointer NULL and misaligned, each size and constant wrong: an error code, and nothing written."""
     row = f.kernel
     dtype = {"f32": "float32", "f64": "float64"}[f.kind]
     activation = "tanh" if any(c.kind == "activation" for c in row.constants) else "linear"
@@ -235,9 +239,7 @@ def test_checks(make_case, f):
     together = [a for a in row.arrays if a.optional and a.role == "state"]
     for i, a in enumerate(row.arguments):
         if isinstance(a, table.Array):
-            if not a.optional or a.role in ("work", "saved"):
-                assert refused(i, None) == CODES["NULL"], a.name
-            elif a.role == "state" and len(together) > 1:  # the states of a parameter come together
+            if not a.optional or a.role in ("work", "saved") or (a.role == "state" and len(together) > 1):
                 assert refused(i, None) == CODES["NULL"], a.name
             assert refused(i, given[i] + 1) == CODES["ALIGNMENT"], a.name
             assert refused(i, given[i] + 2) == CODES["ALIGNMENT"], a.name
@@ -298,7 +300,10 @@ def test_rules_in_c_are_those_of_the_table(make_case):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, y: (x.astype("f8"), y), "x: expected a C-contiguous array of float32, given one of float64"),
+        (
+            lambda x, y: (x.astype("f8"), y),
+            "x: expected a C-contiguous array of float32, given one of float64",
+        ),
         (lambda x, y: (x.T, y), "x: expected a C-contiguous"),
         (lambda x, y: (None, y), "x: expected an array, given None"),
         (lambda x, y: (x, y[:, ::2]), "y: expected a C-contiguous, writeable array"),
@@ -418,7 +423,10 @@ def test_every_function_compiles(tmp_path, compiler, language, python):
     names += ["fastae_import"] if python else []
     uses = "\n".join(f"    if ((uintptr_t)&{name} == seed) found++;" for name in names)
     source = ("#include <Python.h>\n" if python else "") + '#include "fastae.h"\n'
-    source += f"int main(int argc, char **argv)\n{{\n    int found = 0;\n    uintptr_t seed = (uintptr_t)argv;\n{uses}\n"
+    source += (
+        "int main(int argc, char **argv)\n{\n    int found = 0;\n    uintptr_t seed = (uintptr_t)argv;\n"
+    )
+    source += f"{uses}\n"
     source += "    return found + argc;\n}\n"
     options = ["-c"] if python else []
     compile_with(compiler, language, source, tmp_path / "all.o", python=python, shared=False, options=options)
@@ -453,8 +461,10 @@ def test_capsule(tmp_path, compiler, language, checked):
         (
             r"(#define FASTAE_ABI_VERSION) \d+",
             r"\1 99",
-            rf"fastae {re.escape(fastae.__version__)} \(ABI version 99\), and fastae "
-            rf"{re.escape(fastae.__version__)} is installed \(ABI version {c_interface.ABI_VERSION}\)",
+            (
+                rf"fastae {re.escape(fastae.__version__)} \(ABI version 99\), and fastae "
+                rf"{re.escape(fastae.__version__)} is installed \(ABI version {c_interface.ABI_VERSION}\)"
+            ),
         ),
         (
             r'(FASTAE_HEADER_VERSION) "[\d.]+"([^$]*)\} fastae_kernels;',
@@ -626,7 +636,11 @@ def test_fewer_routines_and_smaller_batches():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"model": small()}, TypeError, "model: expected a Trainer, a fitted estimator or a path, given Network"),
+        (
+            {"model": small()},
+            TypeError,
+            "model: expected a Trainer, a fitted estimator or a path, given Network",
+        ),
         ({"routines": ()}, ValueError, "routines: expected some of encode, decode"),
         ({"routines": ("encode", "predict")}, ValueError, "routines: expected some of"),
         ({"batch_size": 0}, ValueError, "batch_size"),
@@ -783,7 +797,10 @@ def test_hostile_plan(tmp_path, which):
     path = tmp_path / "plan"
     path.write_bytes(fastae.plan(trainer_of(net, batch_size=3, optimizer=fastae.SGD(0.1))))
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", HOSTILE, str(path), "0"], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-c", HOSTILE, str(path), "0"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, f"{done.returncode} {done.stderr[-2000:]}"
     accepted, refused = map(int, done.stdout.split())
@@ -813,7 +830,8 @@ static void *work(void *given)
     for (i = 0; i < 20 && !t->result; i++)
         t->result = fastae_run(t->plan, t->arena, FASTAE_TRAIN, t->rows, t->input, NULL, NULL, t->losses);
     if (!t->result)
-        t->result = fastae_run(t->plan, t->arena, FASTAE_RECONSTRUCT, t->rows, t->input, NULL, t->output, NULL);
+        t->result = fastae_run(t->plan, t->arena, FASTAE_RECONSTRUCT, t->rows, t->input, NULL, t->output,
+                               NULL);
     return NULL;
 }
 int together(Task *tasks, int count);
@@ -827,11 +845,11 @@ int together(Task *tasks, int count)
     for (i = 0; i < count; i++) failed |= tasks[i].result;
     return failed;
 }
-int alone(Task *task);
-int alone(Task *task)
+int alone(Task *t);
+int alone(Task *t)
 {
     if (!fastae_api_ && fastae_import() < 0) return -1;
-    return fastae_run(task->plan, task->arena, FASTAE_RECONSTRUCT, task->rows, task->input, NULL, task->output, NULL);
+    return fastae_run(t->plan, t->arena, FASTAE_RECONSTRUCT, t->rows, t->input, NULL, t->output, NULL);
 }
 """
 
@@ -851,7 +869,7 @@ def task_of(opened, x, out, losses=None):
 
 
 def test_eight_threads_while_the_gil_is_held(same_bits, build):
-    """One plan, eight arenas, threads that Python does not know, and the GIL kept by the one that waits for them."""
+    """One plan, eight arenas, threads that Python does not know; who waits for them keeps the GIL."""
     library = ctypes.PyDLL(str(build(THREADS)))  # PyDLL keeps the GIL
     trainer = trainer_of(small(), noise=fastae.MaskingNoise(0.1))
     net, block = trainer.net, fastae.plan(trainer)
