@@ -7,6 +7,7 @@ other way to call them. C code is compiled by every compiler that is there; a sk
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import re
 import shutil
@@ -899,14 +900,102 @@ def test_as_fast_as_the_library(build):
     opened = Opened(fastae.plan(trainer))
     ours, theirs = np.empty_like(X), np.empty_like(X)
     task = task_of(opened, X, ours)
-    seconds = {"trainer": [], "C": []}
+    seconds = interleaved(
+        {
+            "trainer": lambda: trainer.reconstruct(X, out=theirs),
+            "C": lambda: library.alone(ctypes.byref(task)),
+        }
+    )
+    assert np.array_equal(ours, theirs)
+    assert seconds["C"] <= 1.05 * seconds["trainer"], seconds
+
+
+def interleaved(calls):
+    """The least of 25 times of each, by turns."""
+    seconds = {name: [] for name in calls}
     for _ in range(25):
-        for name, call in (
-            ("trainer", lambda: trainer.reconstruct(X, out=theirs)),
-            ("C", lambda: library.alone(ctypes.byref(task))),
-        ):
+        for name, call in calls.items():
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
-    assert np.array_equal(ours, theirs)
-    assert min(seconds["C"]) <= 1.05 * min(seconds["trainer"]), {k: min(v) for k, v in seconds.items()}
+    return {name: min(found) for name, found in seconds.items()}
+
+
+# Examples --------------------------------------------------------------------------------------------------
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "embedding"
+
+
+@pytest.fixture(scope="module", params=["cython", "c", "cffi"])
+def example(request, tmp_path_factory):
+    """The module of an example, built against the fastae that is installed, in a folder of its own."""
+    name = request.param
+    if not EXAMPLES.is_dir():
+        pytest.skip("examples/ is not beside the tests")
+    for needed in {"cython": ("Cython", "setuptools"), "cffi": ("cffi", "setuptools")}.get(
+        name, ("setuptools",)
+    ):
+        if importlib.util.find_spec(needed) is None:
+            if os.environ.get("CI"):
+                pytest.fail(f"CI builds every example, but {needed} is not installed")
+            pytest.skip(f"{needed} is not installed")
+    folder = tmp_path_factory.mktemp(name)
+    project, site = folder / "project", folder / "site"
+    shutil.copytree(EXAMPLES / name, project)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps"]
+    command += ["--no-index", "--disable-pip-version-check", "--target", str(site), str(project)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(site)
+        yield importlib.import_module(f"streaming_{name}")
+
+
+def scored(example, trainer, X, batch_size=1):
+    scores = np.full(len(X), np.nan, "f4")
+    example.Scorer(fastae.plan(trainer, batch_size=batch_size, routines="reconstruct")).score(X, scores)
+    return scores
+
+
+def test_example_scores_as_the_library(example, same_bits):
+    trainer = trainer_of(fastae.models.autoencnet())
+    X = rows_of(trainer.net, 50)
+    trainer.fit(X, epochs=2)
+    expected = fastae.ops.row_mse(trainer.reconstruct(X), X, backend="cython")
+    same_bits(scored(example, trainer, X), expected, "scores")
+    same_bits(scored(example, trainer, X, batch_size=16), expected, "scores, one row of a larger batch")
+
+
+def test_example_refuses(example):
+    trainer = trainer_of(small())
+    plan = fastae.plan(trainer)
+    with pytest.raises(ValueError, match="not a plan"):
+        example.Scorer(plan[:-8])
+    for bad in (fastae.plan(trainer, routines="encode"), fastae.plan(trainer_of(small(), dtype="float64"))):
+        with pytest.raises(ValueError, match=r"float32 model|does not have this routine"):
+            example.Scorer(bad)
+    scorer = example.Scorer(plan)
+    with pytest.raises(ValueError, match="expected"):
+        scorer.score(np.ones((4, 8), "f4"), np.ones(4, "f4"))
+    with pytest.raises(ValueError, match="expected"):
+        scorer.score(np.ones((4, 9), "f4"), np.ones(3, "f4"))
+    if hasattr(example, "code_of_a_null_pointer"):
+        assert example.code_of_a_null_pointer() == CODES["NULL"]
+
+
+@pytest.mark.timed
+def test_example_is_as_fast_as_the_library(example):
+    """One row at a time in both: the library reconstructs in batches of one, then scores all rows."""
+    net = fastae.models.autoencnet()
+    trainer = trainer_of(net, batch_size=1)
+    X = rows_of(net, 2000)
+    again, expected, scores = np.empty_like(X), np.empty(len(X), "f4"), np.empty(len(X), "f4")
+    scorer = example.Scorer(fastae.plan(trainer, routines=("reconstruct",)))
+
+    def library():
+        trainer.reconstruct(X, out=again)
+        fastae.ops.row_mse(again, X, out=expected, backend="cython")
+
+    seconds = interleaved({"library": library, "example": lambda: scorer.score(X, scores)})
+    assert np.array_equal(scores, expected)
+    assert seconds["example"] <= 1.05 * seconds["library"], seconds
