@@ -167,14 +167,14 @@ def autoencnet_losses(problem: Problem, order: np.ndarray, updates: int) -> np.n
 
 
 class Fastae:
-    """A backend's executor on the lowered network, one thread."""
+    """A backend's executor on the lowered network, on so many threads."""
 
-    def __init__(self, problem: Problem, module: Any, dtype: str) -> None:
+    def __init__(self, problem: Problem, module: Any, dtype: str, n_threads: int = 1) -> None:
         program = problem.lower(module, dtype)
         arena = program.new_arena()
         program.write_weights(arena, problem.weights)
         self.batch = problem.batch
-        self.executor = module.Executor(program, arena, 1)
+        self.executor = module.Executor(program, arena, n_threads)
         self.routine = program.routine("train")
         self.images = np.ascontiguousarray(problem.images, dtype)
         self.order = problem.order
@@ -192,7 +192,7 @@ class Fastae:
 
 
 class TorchEager:
-    """The network as its user would write it in PyTorch, run on one thread.
+    """The network as its user would write it in PyTorch.
 
     Parameters
     ----------
@@ -204,12 +204,22 @@ class TorchEager:
         Whether Adam is PyTorch's fused one.
     compiled : bool
         Whether network and loss go through torch.compile; else they are run eagerly.
+    n_threads : int
+        Threads of the whole process from now on.
     """
 
-    def __init__(self, problem: Problem, dtype: str, *, fused: bool = True, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        dtype: str,
+        *,
+        fused: bool = True,
+        compiled: bool = False,
+        n_threads: int = 1,
+    ) -> None:
         import torch
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(n_threads)
         self.torch, self.real = torch, getattr(torch, dtype)
         net = self._autoencnet if problem.name == "autoencnet" else self._sequential
         self.fused = fused
@@ -310,6 +320,7 @@ class TorchEager:
 
     def step(self, rows: Any) -> Any:
         """One update; gives the loss as a tensor, which nobody waits for."""
+        self._train_mode(True)
         x = self.images[rows]
         loss = self.both(x)
         self.optimizer.zero_grad()
@@ -320,6 +331,17 @@ class TorchEager:
     def train(self, updates: int = UPDATES) -> list:
         """A loop of updates."""
         return [self.step(rows) for rows in self.batches[:updates]]
+
+    def infer(self, x: np.ndarray) -> np.ndarray:
+        """Reconstruct rows, a NumPy array to a NumPy array, by the weights as they are."""
+        self._train_mode(False)
+        with self.torch.inference_mode():
+            return self.forward(self.torch.from_numpy(x)).numpy()
+
+    def _train_mode(self, wanted: bool) -> None:
+        """Have batch normalisation use the batch or what it has gathered; looked up, as setting costs time."""
+        if isinstance(self.forward, self.torch.nn.Module) and self.forward.training != wanted:
+            self.forward.train(wanted)
 
     def losses(self, updates: int) -> np.ndarray:
         """Losses of the first updates, as an array."""

@@ -38,6 +38,19 @@ GOALS = {
     "generic_conv": {"cython": 1.0},
 }
 
+#: How many times faster a step of cython is to be than the best of the frameworks, and than PyTorch, each
+#: at its best number of threads; 0 where nothing more is asked for.
+PEER_GOALS = {
+    "autoencnet": (2.0, 12.0),
+    "quark_mlp": (4.0, 18.0),
+    "batchnorm_mlp": (1.5, 0.0),
+    "deep_mlp": (1.7, 4.5),
+    "deep_mlp_linear_code": (1.6, 0.0),
+    "upsample_conv": (4.0, 0.0),
+    "strided_conv": (4.0, 0.0),
+    "generic_conv": (8.0, 0.0),
+}
+
 #: How many times faster than MLPRegressor, one BLAS thread each, by backend, dtype and rows of a batch.
 ESTIMATOR_GOALS = {("cython", "float32", 32): 5.0}
 

@@ -137,8 +137,12 @@ _HOME = {
     "Trainer": "trainer",
 }
 
-#: For other compiled code; there where the compiled kernels are. The last is the capsule that fastae.h imports.
-_COMPILED = {"ctypes_kernels": "ctypes_kernels", "cython_kernels": "cython_kernels", "_c_api": "cython_kernels"}
+#: There where the compiled kernels are; the last is the capsule that fastae.h imports.
+_COMPILED = {
+    "ctypes_kernels": "ctypes_kernels",
+    "cython_kernels": "cython_kernels",
+    "_c_api": "cython_kernels",
+}
 
 #: Names whose import needs more than NumPy: ``from fastae import *`` leaves them out.
 _EXTRA = ("Autoencoder", "AutoencoderOutlierDetector")

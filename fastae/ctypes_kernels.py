@@ -1,8 +1,9 @@
 """The C functions of fastae for ctypes and cffi, and their addresses for any other caller.
 
-Every function of ``fastae.h`` is here under its name without ``fastae_``, as a ctypes function with argument types from
-the table of kernels; ``fastae.h`` (`fastae.get_include`) says what each computes and expects. They are the
-checked ones: an error code is raised as ValueError before anything is written. ctypes gives up the GIL while they run.
+Every function of ``fastae.h`` is here under its name without ``fastae_``, as a ctypes function with argument
+types from the table of kernels; ``fastae.h`` (`fastae.get_include`) says what each computes and expects. They
+are the checked ones: an error code is raised as ValueError before anything is written. ctypes gives up the
+GIL while they run.
 
 Arrays may be NumPy arrays (C-contiguous, of the function's dtype, writeable where it writes), ctypes pointers
 and arrays, or addresses; None where an array may be absent.
@@ -40,7 +41,7 @@ from fastae.kernels import c_interface, table
 __all__ = ["Plan", "address", "api_address", "cdef", "error_text", "function", "signature"]
 
 _FUNCTIONS = {f.name: f for f in c_interface.functions(table)}
-_ELEMENTS: dict[str, tuple[type, str]] = {
+_ELEMENTS: dict[str, tuple[Any, str]] = {
     "float": (ctypes.c_float, "float32"),
     "double": (ctypes.c_double, "float64"),
     "int64_t": (ctypes.c_int64, "int64"),
@@ -50,7 +51,7 @@ _ELEMENTS: dict[str, tuple[type, str]] = {
 class Plan(ctypes.Structure):
     """An open plan, as ``fastae_plan`` of fastae.h: filled by ``plan_open``, and then to be read alone."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         (name, ctypes.c_void_p if name == "bytes" else ctypes.c_int64) for name, _ in c_interface.PLAN
     ]
 
@@ -137,7 +138,11 @@ def _array_type(name: str, ctype: str, optional: bool) -> type:
 
     def from_param(value: Any) -> Any:
         if isinstance(value, np.ndarray):
-            if value.dtype != dtype or not value.flags.c_contiguous or (written and not value.flags.writeable):
+            if (
+                value.dtype != dtype
+                or not value.flags.c_contiguous
+                or (written and not value.flags.writeable)
+            ):
                 kind = f"a C-contiguous{', writeable' if written else ''} array of {dtype}"
                 raise TypeError(
                     f"{name}: expected {kind}, given one of {value.dtype}, "
@@ -148,7 +153,7 @@ def _array_type(name: str, ctype: str, optional: bool) -> type:
             raise TypeError(f"{name}: expected an array, given None")
         if value is None or (isinstance(value, int) and not isinstance(value, bool)):
             return ctypes.c_void_p(value)
-        return ctypes.POINTER(element).from_param(ctypes.byref(value) if isinstance(value, element) else value)
+        return ctypes.POINTER(element).from_param(value)
 
     return type(name, (), {"from_param": staticmethod(from_param)})
 
@@ -183,9 +188,13 @@ def function(name: str, *, checked: bool = True) -> Callable[..., Any]:
             return made
     else:
         f = _FUNCTIONS[name]
-        plain = {"double": ctypes.c_double, "int64_t": ctypes.c_int64}
-        made = ctypes.CFUNCTYPE(ctypes.c_int, *(plain.get(c, ctypes.c_void_p) for c, _ in f.parameters))(where)
-        made.argtypes = [plain.get(c) or _array_type(n, c, n in f.optional) for c, n in f.parameters]
+        plain: dict[str, Any] = {"double": ctypes.c_double, "int64_t": ctypes.c_int64}
+        bare = (plain.get(ctype, ctypes.c_void_p) for ctype, _ in f.parameters)
+        made = ctypes.CFUNCTYPE(ctypes.c_int, *bare)(where)
+        made.argtypes = [
+            plain.get(ctype) or _array_type(argument, ctype, argument in f.optional)
+            for ctype, argument in f.parameters
+        ]
 
     def raise_error(code: int, *_: Any) -> int:
         if code:
@@ -193,7 +202,7 @@ def function(name: str, *, checked: bool = True) -> Callable[..., Any]:
         return code
 
     made.errcheck = raise_error  # type: ignore[assignment]
-    made.__name__ = name
+    made.__name__ = name  # type: ignore[attr-defined]
     return made
 
 

@@ -79,7 +79,8 @@ cdef bytes instruction_set = compiled.instruction_set.encode()
 
 def _begin():
     if sizeof(Plan) != sizeof(fastae_plan):
-        raise RuntimeError("fastae's C header and its Cython declarations disagree; build and install fastae again")
+        raise RuntimeError(
+            "fastae's C header and its Cython declarations disagree; build and install fastae again")
     global INSTRUCTIONS_f32, INSTRUCTIONS_f64
     single, double = compiled.INSTRUCTIONS
     INSTRUCTIONS_f32 = <const void*><uintptr_t>single

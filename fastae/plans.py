@@ -6,9 +6,9 @@
                                 │                                                     │
                                 └── weights <── bytes <── fastae_plan_store ── fastae_run, in any thread
 
-A plan holds the instructions of its Program, which name places in an arena and no addresses, and all that lasts:
-parameters, running statistics, the state of the optimiser, the seed. It can be kept in a file, and is read by the fastae
-that made it or any with the same table of kernels; ``fastae.h`` has the functions that take it.
+A plan holds the instructions of its Program, which name places in an arena and no addresses, and all that
+lasts: parameters, running statistics, the state of the optimiser, the seed. It can be kept in a file, and is
+read by the fastae that made it or any with the same table of kernels; ``fastae.h`` has the functions that do.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ def plan(
     model : Trainer, estimator with a Trainer as its ``trainer_``, or path
         What runs; a path is that of a file of `Trainer.save` or `Checkpoint`.
     batch_size : int, optional
-        Rows that are computed together, >= 1; the model's own when not given. Results do not depend on it, updates
-        do: one is made after each batch.
+        Rows that are computed together, >= 1; the model's own when not given. Results do not depend on it,
+        updates do: one is made after each batch.
     routines : iterable of str
         Which of "encode", "decode", "reconstruct", "train" and "evaluate". Fewer make a smaller arena.
 
     Returns
     -------
     bytes
-        In the machine's byte order. Losses and updates are those of the model: its loss, optimiser, learning rate,
-        input noise and the updates done so far.
+        In the machine's byte order. Losses and updates are those of the model: its loss, optimiser, learning
+        rate, input noise and the updates done so far.
 
     Raises
     ------
@@ -102,7 +102,9 @@ def _state(model: Any) -> State:
         return persistence.read(model)
     trainer = getattr(model, "trainer_", model)
     if not isinstance(trainer, Trainer):
-        raise TypeError(f"model: expected a Trainer, a fitted estimator or a path, given {type(model).__name__}")
+        raise TypeError(
+            f"model: expected a Trainer, a fitted estimator or a path, given {type(model).__name__}"
+        )
     with trainer._exclusive():
         return trainer._state()
 
@@ -125,7 +127,9 @@ def _encode(program: Program, arena: npt.NDArray[Any], names: tuple[str, ...]) -
     trains = "train" in names
     header = Slot("header", 0, (HEADER_BYTES // itemsize,), 1)
     lasting = [header, *program.parameters, *(program.states.values() if trains else ())]
-    used = [slot for r in chosen.values() for slot in (r.input, r.target, r.output, r.loss) if slot is not None]
+    used = [
+        slot for r in chosen.values() for slot in (r.input, r.target, r.output, r.loss) if slot is not None
+    ]
     used += [slot for r in chosen.values() for i in r.instructions for _, slot in i.arrays if not slot.index]
     line = 64 // itemsize
     arena_size = max(-(-(slot.offset + slot.size) // line) * line for slot in [*lasting, *used])
@@ -136,7 +140,9 @@ def _encode(program: Program, arena: npt.NDArray[Any], names: tuple[str, ...]) -
     words[4:8] = np.frombuffer(bytes.fromhex(signature_hash()), np.int64)
     needs_rows = program.needs_rows if trains else 1
     if needs_rows > program.batch_size:
-        raise ValueError(f"batch_size: expected at least {needs_rows}, to train with, given {program.batch_size}")
+        raise ValueError(
+            f"batch_size: expected at least {needs_rows}, to train with, given {program.batch_size}"
+        )
     words[8:12] = itemsize, program.batch_size, needs_rows, arena_size
     parts: list[bytes] = []
     at = words.nbytes
@@ -188,7 +194,9 @@ def _code(routine: Routine) -> npt.NDArray[np.int64]:
     code = routine.encode().copy()
     for line, instruction in zip(code, routine.instructions, strict=True):
         dims = instruction.row.dims
-        line[1] = sum(1 << d for d in {dims.index(a.dims[0]) for a, slot in instruction.arrays if slot.batched})
+        line[1] = sum(
+            1 << d for d in {dims.index(a.dims[0]) for a, slot in instruction.arrays if slot.batched}
+        )
     return code
 
 
@@ -226,5 +234,7 @@ def weights(block: bytes) -> dict[str, npt.NDArray[Any]]:
             matrix = content.reshape(shape[0], p["stride"])[:, :row] if len(shape) > 1 else content
             found[p["name"]] = matrix.reshape(shape).copy()
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"block: expected a plan of fastae.plan, given one with a damaged description: {error}") from error
+        raise ValueError(
+            f"block: expected a plan of fastae.plan, given one with a damaged description: {error}"
+        ) from error
     return found

@@ -1,12 +1,13 @@
 """fastae in other people's compiled code: the C header, the capsule, ctypes, Cython, and plans.
 
-What the kernels compute is held elsewhere (test_kernels.py); here the same bits have to come out of every other way
-to call them. C code is compiled by every compiler that is there; CI says which one is not.
+What the kernels compute is held elsewhere (test_kernels.py); here the same bits have to come out of every
+other way to call them. C code is compiled by every compiler that is there; a skip says which one is not.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import re
 import shutil
@@ -72,7 +73,7 @@ def test_every_exported_function_has_a_test():
 
 
 def test_abi_is_the_recorded_one():
-    """Where it fails: what is recorded may only get longer at the end of a struct, else ABI_VERSION is raised.
+    """Where it fails: a struct may only get longer, at its end; any other change raises ABI_VERSION.
 
     ``python -m fastae.kernels.c_interface`` records what there is.
     """
@@ -90,7 +91,9 @@ def test_structs_lie_as_recorded(build, tmp_path):
         for which, names in fields.items()
         for a, b in names
     ]
-    source = '#include <stddef.h>\n#include <stdio.h>\n#include "fastae.h"\nint main(void) {' + "\n".join(lines)
+    source = '#include <stddef.h>\n#include <stdio.h>\n#include "fastae.h"\nint main(void) {' + "\n".join(
+        lines
+    )
     program = build(source + "return 0; }", python=False, shared=False)
     printed = subprocess.run([program], capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
     assert printed == [
@@ -119,7 +122,9 @@ def test_header_names_every_activation():
 def test_header_documents_every_argument():
     text = (Path(fastae.get_include()) / "fastae.h").read_text()
     for f in OF_KERNELS[::2]:
-        (comment,) = re.findall(rf"/\*((?:(?!/\*).)*?)\*/\nFASTAE_INLINE int fastae_{f.name}\(", text, re.DOTALL)
+        (comment,) = re.findall(
+            rf"/\*((?:(?!/\*).)*?)\*/\nFASTAE_INLINE int fastae_{f.name}\(", text, re.DOTALL
+        )
         for argument in f.kernel.arguments:
             assert re.search(rf"\n \*   {argument.name} ", comment), (f.name, argument.name)
 
@@ -209,7 +214,7 @@ def test_workspace_size_of_what_cannot_be(make_case, f):
 
 @pytest.mark.parametrize("f", OF_KERNELS, ids=by_name)
 def test_checks(make_case, f):
-    """Each pointer NULL and misaligned, each size and constant wrong: an error code, and nothing was written."""
+    """Each pointer NULL and misaligned, each size and constant wrong: an error code, and nothing written."""
     row = f.kernel
     dtype = {"f32": "float32", "f64": "float64"}[f.kind]
     activation = "tanh" if any(c.kind == "activation" for c in row.constants) else "linear"
@@ -235,9 +240,7 @@ def test_checks(make_case, f):
     together = [a for a in row.arrays if a.optional and a.role == "state"]
     for i, a in enumerate(row.arguments):
         if isinstance(a, table.Array):
-            if not a.optional or a.role in ("work", "saved"):
-                assert refused(i, None) == CODES["NULL"], a.name
-            elif a.role == "state" and len(together) > 1:  # the states of a parameter come together
+            if not a.optional or a.role in ("work", "saved") or (a.role == "state" and len(together) > 1):
                 assert refused(i, None) == CODES["NULL"], a.name
             assert refused(i, given[i] + 1) == CODES["ALIGNMENT"], a.name
             assert refused(i, given[i] + 2) == CODES["ALIGNMENT"], a.name
@@ -298,7 +301,10 @@ def test_rules_in_c_are_those_of_the_table(make_case):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, y: (x.astype("f8"), y), "x: expected a C-contiguous array of float32, given one of float64"),
+        (
+            lambda x, y: (x.astype("f8"), y),
+            "x: expected a C-contiguous array of float32, given one of float64",
+        ),
         (lambda x, y: (x.T, y), "x: expected a C-contiguous"),
         (lambda x, y: (None, y), "x: expected an array, given None"),
         (lambda x, y: (x, y[:, ::2]), "y: expected a C-contiguous, writeable array"),
@@ -418,7 +424,10 @@ def test_every_function_compiles(tmp_path, compiler, language, python):
     names += ["fastae_import"] if python else []
     uses = "\n".join(f"    if ((uintptr_t)&{name} == seed) found++;" for name in names)
     source = ("#include <Python.h>\n" if python else "") + '#include "fastae.h"\n'
-    source += f"int main(int argc, char **argv)\n{{\n    int found = 0;\n    uintptr_t seed = (uintptr_t)argv;\n{uses}\n"
+    source += (
+        "int main(int argc, char **argv)\n{\n    int found = 0;\n    uintptr_t seed = (uintptr_t)argv;\n"
+    )
+    source += f"{uses}\n"
     source += "    return found + argc;\n}\n"
     options = ["-c"] if python else []
     compile_with(compiler, language, source, tmp_path / "all.o", python=python, shared=False, options=options)
@@ -453,8 +462,10 @@ def test_capsule(tmp_path, compiler, language, checked):
         (
             r"(#define FASTAE_ABI_VERSION) \d+",
             r"\1 99",
-            rf"fastae {re.escape(fastae.__version__)} \(ABI version 99\), and fastae "
-            rf"{re.escape(fastae.__version__)} is installed \(ABI version {c_interface.ABI_VERSION}\)",
+            (
+                rf"fastae {re.escape(fastae.__version__)} \(ABI version 99\), and fastae "
+                rf"{re.escape(fastae.__version__)} is installed \(ABI version {c_interface.ABI_VERSION}\)"
+            ),
         ),
         (
             r'(FASTAE_HEADER_VERSION) "[\d.]+"([^$]*)\} fastae_kernels;',
@@ -626,7 +637,11 @@ def test_fewer_routines_and_smaller_batches():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"model": small()}, TypeError, "model: expected a Trainer, a fitted estimator or a path, given Network"),
+        (
+            {"model": small()},
+            TypeError,
+            "model: expected a Trainer, a fitted estimator or a path, given Network",
+        ),
         ({"routines": ()}, ValueError, "routines: expected some of encode, decode"),
         ({"routines": ("encode", "predict")}, ValueError, "routines: expected some of"),
         ({"batch_size": 0}, ValueError, "batch_size"),
@@ -783,7 +798,10 @@ def test_hostile_plan(tmp_path, which):
     path = tmp_path / "plan"
     path.write_bytes(fastae.plan(trainer_of(net, batch_size=3, optimizer=fastae.SGD(0.1))))
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", HOSTILE, str(path), "0"], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-c", HOSTILE, str(path), "0"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, f"{done.returncode} {done.stderr[-2000:]}"
     accepted, refused = map(int, done.stdout.split())
@@ -813,7 +831,8 @@ static void *work(void *given)
     for (i = 0; i < 20 && !t->result; i++)
         t->result = fastae_run(t->plan, t->arena, FASTAE_TRAIN, t->rows, t->input, NULL, NULL, t->losses);
     if (!t->result)
-        t->result = fastae_run(t->plan, t->arena, FASTAE_RECONSTRUCT, t->rows, t->input, NULL, t->output, NULL);
+        t->result = fastae_run(t->plan, t->arena, FASTAE_RECONSTRUCT, t->rows, t->input, NULL, t->output,
+                               NULL);
     return NULL;
 }
 int together(Task *tasks, int count);
@@ -827,11 +846,11 @@ int together(Task *tasks, int count)
     for (i = 0; i < count; i++) failed |= tasks[i].result;
     return failed;
 }
-int alone(Task *task);
-int alone(Task *task)
+int alone(Task *t);
+int alone(Task *t)
 {
     if (!fastae_api_ && fastae_import() < 0) return -1;
-    return fastae_run(task->plan, task->arena, FASTAE_RECONSTRUCT, task->rows, task->input, NULL, task->output, NULL);
+    return fastae_run(t->plan, t->arena, FASTAE_RECONSTRUCT, t->rows, t->input, NULL, t->output, NULL);
 }
 """
 
@@ -851,7 +870,7 @@ def task_of(opened, x, out, losses=None):
 
 
 def test_eight_threads_while_the_gil_is_held(same_bits, build):
-    """One plan, eight arenas, threads that Python does not know, and the GIL kept by the one that waits for them."""
+    """One plan, eight arenas, threads that Python does not know; who waits for them keeps the GIL."""
     library = ctypes.PyDLL(str(build(THREADS)))  # PyDLL keeps the GIL
     trainer = trainer_of(small(), noise=fastae.MaskingNoise(0.1))
     net, block = trainer.net, fastae.plan(trainer)
@@ -881,14 +900,102 @@ def test_as_fast_as_the_library(build):
     opened = Opened(fastae.plan(trainer))
     ours, theirs = np.empty_like(X), np.empty_like(X)
     task = task_of(opened, X, ours)
-    seconds = {"trainer": [], "C": []}
+    seconds = interleaved(
+        {
+            "trainer": lambda: trainer.reconstruct(X, out=theirs),
+            "C": lambda: library.alone(ctypes.byref(task)),
+        }
+    )
+    assert np.array_equal(ours, theirs)
+    assert seconds["C"] <= 1.05 * seconds["trainer"], seconds
+
+
+def interleaved(calls):
+    """The least of 25 times of each, by turns."""
+    seconds = {name: [] for name in calls}
     for _ in range(25):
-        for name, call in (
-            ("trainer", lambda: trainer.reconstruct(X, out=theirs)),
-            ("C", lambda: library.alone(ctypes.byref(task))),
-        ):
+        for name, call in calls.items():
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
-    assert np.array_equal(ours, theirs)
-    assert min(seconds["C"]) <= 1.05 * min(seconds["trainer"]), {k: min(v) for k, v in seconds.items()}
+    return {name: min(found) for name, found in seconds.items()}
+
+
+# Examples --------------------------------------------------------------------------------------------------
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "embedding"
+
+
+@pytest.fixture(scope="module", params=["cython", "c", "cffi"])
+def example(request, tmp_path_factory):
+    """The module of an example, built against the fastae that is installed, in a folder of its own."""
+    name = request.param
+    if not EXAMPLES.is_dir():
+        pytest.skip("examples/ is not beside the tests")
+    for needed in {"cython": ("Cython", "setuptools"), "cffi": ("cffi", "setuptools")}.get(
+        name, ("setuptools",)
+    ):
+        if importlib.util.find_spec(needed) is None:
+            if os.environ.get("CI"):
+                pytest.fail(f"CI builds every example, but {needed} is not installed")
+            pytest.skip(f"{needed} is not installed")
+    folder = tmp_path_factory.mktemp(name)
+    project, site = folder / "project", folder / "site"
+    shutil.copytree(EXAMPLES / name, project)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps"]
+    command += ["--no-index", "--disable-pip-version-check", "--target", str(site), str(project)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(site)
+        yield importlib.import_module(f"streaming_{name}")
+
+
+def scored(example, trainer, X, batch_size=1):
+    scores = np.full(len(X), np.nan, "f4")
+    example.Scorer(fastae.plan(trainer, batch_size=batch_size, routines="reconstruct")).score(X, scores)
+    return scores
+
+
+def test_example_scores_as_the_library(example, same_bits):
+    trainer = trainer_of(fastae.models.autoencnet())
+    X = rows_of(trainer.net, 50)
+    trainer.fit(X, epochs=2)
+    expected = fastae.ops.row_mse(trainer.reconstruct(X), X, backend="cython")
+    same_bits(scored(example, trainer, X), expected, "scores")
+    same_bits(scored(example, trainer, X, batch_size=16), expected, "scores, one row of a larger batch")
+
+
+def test_example_refuses(example):
+    trainer = trainer_of(small())
+    plan = fastae.plan(trainer)
+    with pytest.raises(ValueError, match="not a plan"):
+        example.Scorer(plan[:-8])
+    for bad in (fastae.plan(trainer, routines="encode"), fastae.plan(trainer_of(small(), dtype="float64"))):
+        with pytest.raises(ValueError, match=r"float32 model|does not have this routine"):
+            example.Scorer(bad)
+    scorer = example.Scorer(plan)
+    with pytest.raises(ValueError, match="expected"):
+        scorer.score(np.ones((4, 8), "f4"), np.ones(4, "f4"))
+    with pytest.raises(ValueError, match="expected"):
+        scorer.score(np.ones((4, 9), "f4"), np.ones(3, "f4"))
+    if hasattr(example, "code_of_a_null_pointer"):
+        assert example.code_of_a_null_pointer() == CODES["NULL"]
+
+
+@pytest.mark.timed
+def test_example_is_as_fast_as_the_library(example):
+    """One row at a time in both: the library reconstructs in batches of one, then scores all rows."""
+    net = fastae.models.autoencnet()
+    trainer = trainer_of(net, batch_size=1)
+    X = rows_of(net, 2000)
+    again, expected, scores = np.empty_like(X), np.empty(len(X), "f4"), np.empty(len(X), "f4")
+    scorer = example.Scorer(fastae.plan(trainer, routines=("reconstruct",)))
+
+    def library():
+        trainer.reconstruct(X, out=again)
+        fastae.ops.row_mse(again, X, out=expected, backend="cython")
+
+    seconds = interleaved({"library": library, "example": lambda: scorer.score(X, scores)})
+    assert np.array_equal(scores, expected)
+    assert seconds["example"] <= 1.05 * seconds["library"], seconds

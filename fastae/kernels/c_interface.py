@@ -7,12 +7,13 @@
                              ├── c_interface.h, .pxi          compiled into fastae.cython_kernels
                              └── fastae.ctypes_kernels        for ctypes and cffi
 
-A function's arguments are those of its row as plain C types, then the dims. It ends in the instruction form of the
-kernel, in the variant chosen for the processor, with an arena at address 0. The rules for derived dims are Python
-in the table; here they are called with symbols in place of numbers, and what comes back is written down as C.
+A function's arguments are those of its row as plain C types, then the dims. It ends in the instruction form
+of the kernel, in the variant chosen for the processor, with an arena at address 0. The rules for derived dims
+are Python in the table; here they are called with symbols in place of numbers, and what comes back is written
+down as C.
 
-The struct of function pointers may only grow at its end: ``abi.txt`` records what there is, in its order. A kernel
-that is not recorded yet comes last; ``python -m fastae.kernels.c_interface`` records it.
+The struct of function pointers may only grow at its end: ``abi.txt`` records what there is, in its order. A
+kernel that is not recorded yet comes last; ``python -m fastae.kernels.c_interface`` records it.
 
 This module needs the standard library alone: the build reads it before anything is installed.
 """
@@ -72,8 +73,10 @@ _API = (
     "int (*plan_open)(const void *bytes, int64_t size, fastae_plan *plan)",
     "int (*plan_load)(const fastae_plan *plan, void *arena)",
     "int (*plan_store)(const fastae_plan *plan, const void *arena, void *bytes)",
-    "int (*run)(const fastae_plan *plan, void *arena, int routine, int64_t rows, const void *input, "
-    "const void *target, void *output, double *losses)",
+    (
+        "int (*run)(const fastae_plan *plan, void *arena, int routine, int64_t rows, const void *input, "
+        "const void *target, void *output, double *losses)"
+    ),
 )
 
 
@@ -152,7 +155,9 @@ def functions(table: ModuleType) -> list[Function]:
     found = {f.name: f for kernel in table.KERNELS.values() for f in _of_kernel(table, kernel)}
     recorded = re.findall(r"^kernels: int \(\*(\w+)\)", RECORD.read_text(), re.M) if RECORD.exists() else []
     if gone := [name for name in recorded if name not in found]:
-        raise ValueError(f"abi.txt: expected functions of the table, given {', '.join(gone)}: raise ABI_VERSION")
+        raise ValueError(
+            f"abi.txt: expected functions of the table, given {', '.join(gone)}: raise ABI_VERSION"
+        )
     return [found[name] for name in dict.fromkeys([*recorded, *found])]
 
 
@@ -237,7 +242,8 @@ def header(table: ModuleType, version: str) -> str:
 def _documented(table: ModuleType, f: Function) -> str:
     """A function of the header with its comment, or none where its twin has it."""
     inline = f"FASTAE_INLINE int fastae_{f.name}({f.arguments})"
-    text = f"{_wrapped(inline, ' ' * 8)}\n{{\n    {_wrapped(f'return FASTAE_KERNELS_->{f.name}({f.names})', ' ' * 8)};\n}}"
+    call = _wrapped(f"return FASTAE_KERNELS_->{f.name}({f.names})", " " * 8)
+    text = f"{_wrapped(inline, ' ' * 8)}\n{{\n    {call};\n}}"
     return text if f.kind == "f64" else f"{comment(table, f)}\n{text}"
 
 
@@ -281,9 +287,9 @@ def _has_activation(kernel: Any) -> bool:
 _PXD_HEAD = '''\
 """fastae's kernels and trained models for Cython: ``from fastae.cython_kernels cimport dense_forward_f32``.
 
-Written from the table of kernels. Each is documented in fastae.h (`fastae.get_include`), under the same name and with
-the same arguments; what is said there of arrays, aliasing, threads and error codes holds here. ``checked_...`` are
-those that check their arguments. Nothing else of fastae is needed to compile: the header is not.
+Written from the table of kernels. Each is documented in fastae.h (`fastae.get_include`), under the same name
+and with the same arguments; what is said there of arrays, aliasing, threads and error codes holds here.
+``checked_...`` are those that check their arguments. To compile, nothing else is needed, no header.
 """
 
 from libc.stdint cimport int64_t
@@ -299,7 +305,9 @@ def pxd(table: ModuleType) -> str:
     names |= {name: int(code) for name, code in re.findall(r"(FASTAE_\w+) = (-?\d+)", template)}
     (routines,) = re.findall(r"enum \{ (FASTAE_ENCODE.*) \}", template)
     names |= {name: i for i, name in enumerate(routines.split(", "))}
-    lines = [_PXD_HEAD + "\n".join(f"    {name.removeprefix('FASTAE_')} = {code}" for name, code in names.items())]
+    lines = [
+        _PXD_HEAD + "\n".join(f"    {name.removeprefix('FASTAE_')} = {code}" for name, code in names.items())
+    ]
     fields = "\n".join(f"    {_cython(text)}" for text in _plan_fields())
     lines += ["", "ctypedef struct Plan:", fields, ""]
     for text in _API:
@@ -315,11 +323,14 @@ def pxd(table: ModuleType) -> str:
 
 
 def _cython(text: str) -> str:
-    return re.sub(r"(const )?(\w+) \*", lambda found: f"{found[1] or ''}{found[2]}* ", text).replace("fastae_plan", "Plan")
+    return re.sub(r"(const )?(\w+) \*", lambda found: f"{found[1] or ''}{found[2]}* ", text).replace(
+        "fastae_plan", "Plan"
+    )
 
 
 def _cython_function(declaration: str) -> str:
-    return _wrapped(f"cdef {_cython(declaration)} noexcept nogil", " " * 8, 108)
+    text = f"cdef {_cython(declaration)} noexcept nogil"
+    return _wrapped(text, " " * (text.index("(") + 1), 104)
 
 
 def cython_text(table: ModuleType) -> str:
@@ -329,7 +340,9 @@ def cython_text(table: ModuleType) -> str:
         plain = f.kind == "workspace_size"
         for prefix in ("",) if plain else ("", "checked_"):
             body = f"{prefix or 'release_'}{f.name}"
-            extern.append("    " + _wrapped(_cython(f"int c_{prefix}{f.name} \"{body}\" ({f.arguments})"), " " * 8, 108))
+            extern.append(
+                "    " + _wrapped(_cython(f'int c_{prefix}{f.name} "{body}" ({f.arguments})'), " " * 8, 108)
+            )
             bodies += [
                 _cython_function(f"int {prefix}{f.name}({f.arguments})") + ":",
                 "    return " + _wrapped(f"c_{prefix}{f.name}({f.names})", " " * 8, 108),
@@ -408,7 +421,7 @@ class _Term:
     def __ne__(self, other):
         return self._compare("!=", other)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
 
 class _Condition(_Term):
@@ -446,7 +459,7 @@ def implementation(table: ModuleType, version: str) -> str:
     parts = [
         "/* Written from the table of kernels by c_interface.py. */",
         '#include "c_rows.h"',
-        f"#define FASTAE_VERSION \"{version}\"",
+        f'#define FASTAE_VERSION "{version}"',
         f"static const unsigned char TABLE_HASH[32] = {{{_bytes(bytes.fromhex(table.signature_hash()))}}};",
         *(_rules(table, kernel) for kernel in table.KERNELS.values()),
         *(_arguments(table, kernel) for kernel in table.KERNELS.values()),
@@ -462,10 +475,11 @@ def implementation(table: ModuleType, version: str) -> str:
             f"    .{f.name} = {'release' if f.kind == 'workspace_size' else kind}_{f.name},"
             for f in functions(table)
         )
-        parts.append(f"static const fastae_kernels {kind.upper()} = {{\n    .size = sizeof(fastae_kernels),\n{fields}\n}};")
-    entries = "\n".join(
-        f'    {{"{f.name}", offsetof(fastae_kernels, {f.name})}},' for f in functions(table)
-    )
+        parts.append(
+            f"static const fastae_kernels {kind.upper()} = {{\n    .size = sizeof(fastae_kernels),\n"
+            f"{fields}\n}};"
+        )
+    entries = "\n".join(f'    {{"{f.name}", offsetof(fastae_kernels, {f.name})}},' for f in functions(table))
     parts.append(f"static const Entry ENTRIES[] = {{\n{entries}\n}};")
     parts.append("enum { ENTRY_COUNT = sizeof(ENTRIES) / sizeof(ENTRIES[0]) };")
     return "\n\n".join(parts) + "\n"
@@ -529,7 +543,12 @@ def _arguments(table: ModuleType, kernel: Any) -> str:
                 )
                 if is_so
             ]
-            fields = [f".kind = {kind}", f".rank = {len(dims)}", f".dims = {{{', '.join(map(str, dims))}}}", *flags]
+            fields = [
+                f".kind = {kind}",
+                f".rank = {len(dims)}",
+                f".dims = {{{', '.join(map(str, dims))}}}",
+                *flags,
+            ]
         elif a.kind == "activation":
             last = max(activation.code for activation in table.ACTIVATIONS.values())
             fields = [".kind = INTEGER_CONSTANT", ".activation = 1", ".low = 0", f".high = {last}"]
@@ -586,12 +605,15 @@ def _workspace_body(table: ModuleType, f: Function, number: int) -> str:
         is_given = not isinstance(a, table.Array) and a.name in given
         values.append(a.name if is_given else "0")
     values += [d if d in given and d not in kernel.workspace_dims else "0" for d in kernel.dims]
-    work = [(i, a.name) for i, a in enumerate(kernel.arguments) if isinstance(a, table.Array) and a.role == "work"]
+    work = [
+        (i, a.name) for i, a in enumerate(kernel.arguments) if isinstance(a, table.Array) and a.role == "work"
+    ]
     return (
         f"static int release_{f.name}({f.arguments})\n{{\n"
         f"    int64_t operands_[] = {{{', '.join(values)}}};\n"
         f"    if ({' || '.join(f'!{name}' for _, name in work)}) return FASTAE_ERROR_NULL;\n"
-        f"    const int error_ = fill_workspace(&ROWS[{number}], operands_);\n    if (error_) return error_;\n"
+        f"    const int error_ = fill_workspace(&ROWS[{number}], operands_);\n"
+        "    if (error_) return error_;\n"
         + "".join(f"    *{name} = elements(&ROWS[{number}], {i}, operands_);\n" for i, name in work)
         + "    return FASTAE_OK;\n}"
     )

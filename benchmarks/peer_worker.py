@@ -1,0 +1,136 @@
+"""A process of `benchmarks.peers`: one library on so many threads, which runs what it is told.
+
+A line of JSON in, a line of JSON out. Each library has processes of its own, so that the threads, denormal
+flags and allocators of one are not those of another, and rests while the others have their turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+
+def fastae_contenders(problem: Any, threads: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Each fast backend; what is run is the backend's executor, and the Trainer's call for inference."""
+    from fastae import Trainer, backend
+
+    from .contenders import Fastae
+    from .machine import unavailable
+
+    class Ours(Fastae):
+        def __init__(self, name: str) -> None:
+            module = backend.load(name).module
+            # NumPy has no threads but those of its BLAS, which the environment has set.
+            team = threads if module.PADDED or name == "numba" else 1
+            super().__init__(problem, module, "float32", team)
+            self.trainer = Trainer.from_recipe(problem.net, backend=name, dtype="float32", n_threads=team)
+            self.trainer.set_weights(problem.weights)
+            self.infer = self.trainer.reconstruct
+
+    for name in ("cython", "numba", "numpy"):
+        if name not in unavailable():
+            yield name, lambda name=name: Ours(name)
+
+
+def torch_contenders(problem: Any, threads: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """PyTorch eager with its fused optimiser, and compiled."""
+    from .contenders import TorchEager
+    from .summary import TORCH, TORCH_COMPILED
+
+    for name, compiled in ((TORCH, False), (TORCH_COMPILED, True)):
+        yield name, lambda c=compiled: TorchEager(problem, "float32", compiled=c, n_threads=threads)
+
+
+def jax_contenders(problem: Any, threads: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """JAX a step at a time, and as a scan."""
+    from .contenders_jax import Jax
+
+    for name, scan in (("JAX jit", False), ("JAX scan", True)):
+        yield name, lambda scan=scan: Jax(problem, "float32", scan=scan)
+
+
+LIBRARIES = {"fastae": fastae_contenders, "torch": torch_contenders, "jax": jax_contenders}
+
+#: Contenders that only ever run all updates of an epoch in one call.
+WHOLE = ("JAX scan",)
+#: Contenders whose inference is that of another of their library.
+NO_INFERENCE = ("PyTorch compiled", "JAX scan")
+
+
+class Worker:
+    """Contenders by name, and what they are asked for."""
+
+    def __init__(self, library: str, threads: int) -> None:
+        self.library, self.threads = library, threads
+        self.contenders: dict[str, Any] = {}
+
+    def make(self, system: str, rows: int) -> dict[str, Any]:
+        """Make the contenders of a system; their first losses, outputs of so many rows, or why there are none."""
+        from .contenders import CHECKED, problem
+
+        self.contenders.clear()
+        found: dict[str, Any] = {}
+        one = problem(system)
+        self.x = np.ascontiguousarray(one.images, "float32").reshape(-1, *one.net.input_shape)
+        for name, make in LIBRARIES[self.library](one, self.threads):
+            try:
+                contender = make()
+                said: dict[str, Any] = {"outputs": None}
+                if name not in NO_INFERENCE:
+                    said["outputs"] = contender.infer(self.x[:rows]).reshape(rows, -1).tolist()
+                said["losses"] = contender.losses(CHECKED).tolist()
+            except Exception as error:  # told, and shown as missing
+                found[name] = {"missing": f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]}
+                continue
+            self.contenders[name] = contender
+            found[name] = said
+        return found
+
+    def train(self, name: str, updates: int) -> float:
+        """Seconds of so many updates in one turn."""
+        run = self.contenders[name].train
+        start = perf_counter()
+        run(updates)
+        return perf_counter() - start
+
+    def infer(self, name: str, rows: int, times: int) -> float:
+        """Seconds of so many calls."""
+        run, x = self.contenders[name].infer, self.x[:rows]
+        start = perf_counter()
+        for _ in range(times):
+            run(x)
+        return perf_counter() - start
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    library, threads = sys.argv[1], int(sys.argv[2])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    if library == "jax":
+        # XLA makes as many threads as there are processors when it starts.
+        processors = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, sorted(processors)[:threads])
+        import jax
+
+        jax.block_until_ready(jax.numpy.zeros(1) + 1)
+        os.sched_setaffinity(0, processors)
+    worker = Worker(library, threads)
+    for line in sys.stdin:
+        task, *arguments = json.loads(line)
+        try:
+            answer = {"answer": getattr(worker, task)(*arguments)}
+        except Exception:
+            answer = {"error": traceback.format_exc()}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

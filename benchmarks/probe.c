@@ -1,0 +1,36 @@
+/* What the machine can do: multiplications and additions a second, and bytes a second from memory.
+ * Compiled when benchmarks.probe is asked, for the processor at hand. */
+#include <stddef.h>
+
+#define BYTES 64
+typedef float vector __attribute__((vector_size(BYTES)));
+#define LANES (BYTES / sizeof(float))
+#if defined(__AVX512F__)
+#define CHAINS 16 /* more than latency times units asks for, as many as registers hold */
+#else
+#define CHAINS 5 /* each is two or four registers there */
+#endif
+
+/* Floating-point operations done; the sums go to `out` so that they have to be made. */
+double fma_float(long rounds, float *out)
+{
+    vector sums[CHAINS], a, b;
+    for (size_t i = 0; i < LANES; i++) a[i] = 0.999f, b[i] = 1e-3f * (float)i;
+#pragma GCC unroll 16
+    for (int c = 0; c < CHAINS; c++) sums[c] = b * (float)c;
+    for (long r = 0; r < rounds; r++) {
+#pragma GCC unroll 16
+        for (int c = 0; c < CHAINS; c++) sums[c] = sums[c] * a + b;
+    }
+#pragma GCC unroll 16
+    for (int c = 1; c < CHAINS; c++) sums[0] += sums[c];
+    for (size_t i = 0; i < LANES; i++) out[i] = sums[0][i];
+    return 2.0 * LANES * CHAINS * (double)rounds;
+}
+
+/* z = x + s y; bytes read and written (what is read before it is overwritten not counted, as STREAM does). */
+double triad(size_t size, float s, const float *restrict x, const float *restrict y, float *restrict z)
+{
+    for (size_t i = 0; i < size; i++) z[i] = x[i] + s * y[i];
+    return 3.0 * sizeof(float) * (double)size;
+}
