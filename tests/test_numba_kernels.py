@@ -20,7 +20,9 @@ if os.environ.get("CI"):  # where numba has to be there
 else:
     numba = pytest.importorskip("numba")
 
-from fastae import numba_kernels
+from fastae import ctypes_kernels, numba_kernels
+from fastae.kernels import c_interface, table
+from fastae.numba_kernels import cython
 
 ROWS = list(KERNELS.values())
 DIMS = {"n": 4, "k": 7, "m": 3, "p": 6, "r": 5}
@@ -31,15 +33,28 @@ def by_name(row: Kernel) -> str:
     return row.name
 
 
-def calling(row: Kernel, **options):
+def calling(row: Kernel, kernels=numba_kernels, **options):
     """An njit function that does nothing but call the kernel."""
-    names = {"kernels": numba_kernels}
+    names = {"kernels": kernels}
     arguments = ", ".join(a.name for a in row.arguments)
     exec(f"def user({arguments}):\n    kernels.{row.name}({arguments})", names)
     return numba.njit(**options)(names["user"])
 
 
-def run(call, case) -> dict[str, np.ndarray]:
+def calling_c(function: str, dims: dict[str, int]):
+    """An njit function that calls a function of fastae.h with these sizes, and returns what it returns."""
+    names = {"kernels": cython}
+    listed = [name for _, name in C_FUNCTIONS[function.removeprefix("checked_")].parameters]
+    passed = ", ".join(str(dims.get(name, name)) for name in listed)
+    arguments = ", ".join(name for name in listed if name not in dims)
+    exec(f"def user({arguments}):\n    return kernels.{function}({passed})", names)
+    return numba.njit(names["user"])
+
+
+C_FUNCTIONS = {f.name: f for f in c_interface.functions(table)}
+
+
+def run(call, case, returned=None) -> dict[str, np.ndarray]:
     """Call with guarded arrays, outputs full of NaN and inputs read-only; return states and outputs."""
     arrays = case.allocate()
     arguments = []
@@ -50,18 +65,21 @@ def run(call, case) -> dict[str, np.ndarray]:
             value = case.constants[a.name]
             arguments.append(ACTIVATIONS[value].code if a.kind == "activation" else value)
     with numba_kernels.one_thread():
-        assert call(*arguments) is None
+        assert call(*arguments) == returned
     for name, guarded in arrays.items():
         guarded.check(f"{case}: {name}")
     return {a.name: arrays[a.name].array for a in case.results}
 
 
-def compare(row, make_case, same_bits, dtype, absent=()):
+def case_of(row, make_case, dtype, absent=()):
     dims = {d: DIMS.get(d, 8) for d in row.dims if d not in row.derived}
-    case = make_case(row, dims, dtype, absent=absent)
-    expected = case.run(backends.load("numba"))
-    for call in (calling(row), getattr(numba_kernels, row.name)):  # compiled, and from Python
-        found = run(call, case)
+    return make_case(row, dims, dtype, absent=absent)
+
+
+def compare(case, backend, same_bits, *calls, returned=None):
+    expected = case.run(backends.load(backend))
+    for call in calls:
+        found = run(call, case, returned)
         for name, value in expected.items():
             same_bits(found[name], value, f"{case}: {name}")
 
@@ -71,16 +89,96 @@ def compare(row, make_case, same_bits, dtype, absent=()):
 
 @pytest.mark.parametrize("row", ROWS, ids=by_name)
 def test_gives_what_the_backend_gives(make_case, same_bits, row, dtype):
-    compare(row, make_case, same_bits, dtype)
+    """Compiled, and called from Python."""
+    case = case_of(row, make_case, dtype)
+    compare(case, "numba", same_bits, calling(row), getattr(numba_kernels, row.name))
+    compare(case, "cython", same_bits, calling(row, cython), getattr(cython, row.name))
+
+
+@pytest.mark.parametrize("prefix", ["", "checked_"])
+@pytest.mark.parametrize("row", ROWS, ids=by_name)
+def test_functions_of_the_header(make_case, same_bits, row, dtype, prefix):
+    suffix = {"float32": "f32", "float64": "f64"}[dtype.name]
+    case = case_of(row, make_case, dtype)
+    call = calling_c(f"{prefix}{row.name}_{suffix}", {d: case.dims[d] for d in row.dims})
+    compare(case, "cython", same_bits, call, returned=0)
+
+
+@pytest.mark.parametrize("name", [name for name, f in C_FUNCTIONS.items() if f.kind == "workspace_size"])
+def test_sizes_of_workspaces(make_case, name):
+    f = C_FUNCTIONS[name]
+    case = case_of(f.kernel, make_case, "float32")
+    given = case.dims | case.constants
+    sizes = {p: given[p] for ctype, p in f.parameters if ctype == "int64_t"}
+    works = [np.full(1, -1) for ctype, _ in f.parameters if ctype != "int64_t"]
+    expected = [np.full(1, -1) for _ in works]
+    getattr(ctypes_kernels, name)(*sizes.values(), *expected)
+    assert calling_c(name, sizes)(*works) == 0
+    assert works == expected
+    assert min(works) > 0
+
+
+def test_trained_model(same_bits):
+    """A plan run from compiled code encodes with the library's bits, and trains as it does."""
+    rng = np.random.default_rng(0)
+    X = rng.uniform(size=(40, 12)).astype("f4")
+    net = fastae.Network(encoder=[fastae.Dense(5, "tanh")], decoder=[fastae.Dense(12)], input_shape=12)
+    trainer = fastae.Trainer(net, batch_size=8, seed=0, backend="cython")
+    opened = cython.open_plan(fastae.plan(trainer))
+
+    @numba.njit(nogil=True)
+    def user(plan, arena, x, codes, losses, block):
+        words = np.empty(cython.PLAN_WORDS, np.int64)
+        if cython.plan_open(block, block.size, words) or (words[1:6] != plan[1:6]).any():
+            return -100
+        wrong = cython.run(plan, arena, cython.ENCODE, len(x), x, None, codes, None)
+        if wrong:
+            return wrong
+        for i in range(3):
+            wrong = cython.run(plan, arena, cython.TRAIN, len(x), x, None, None, losses[i])
+        if wrong:
+            return wrong
+        return cython.plan_store(plan, arena, block)
+
+    codes, losses = np.full((40, 5), np.nan, "f4"), np.full((3, 5), np.nan)
+    expected = trainer.encode(X)
+    assert user(opened.plan, opened.arena, X, codes, losses, opened.block) == 0
+    same_bits(codes, expected, "codes")
+    history = trainer.fit(X, epochs=3, sampling="sequential")
+    np.testing.assert_allclose(losses.mean(axis=1), history.loss, rtol=1e-6)
+    found = fastae.plans.weights(opened.block.tobytes())
+    for name, value in trainer.weights.items():
+        same_bits(found[name], value, name)
+    with pytest.raises(ValueError, match="plan"):
+        cython.open_plan(b"no plan" * 100)
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if any(a.optional for a in r.arrays)], ids=by_name)
 def test_what_is_optional_may_be_none(make_case, same_bits, row):
-    compare(row, make_case, same_bits, "float32", [a.name for a in row.arrays if a.optional])
+    absent = [a.name for a in row.arrays if a.optional]
+    case = case_of(row, make_case, "float32", absent)
+    compare(case, "numba", same_bits, calling(row), getattr(numba_kernels, row.name))
+    if any(a.role == "work" for a in row.arrays):  # which the functions of C cannot go without
+        if any(a.role == "work" and a.optional for a in row.arrays):
+            with pytest.raises(
+                numba.core.errors.TypingError, match="expected an array to work in, given None"
+            ):
+                run(calling(row, cython), case)
+        case = case_of(
+            row, make_case, "float32", [a.name for a in row.arrays if a.optional and a.role != "work"]
+        )
+    compare(case, "cython", same_bits, calling(row, cython))
 
 
-def test_everything_exported_is_a_kernel_of_the_table():
+def test_everything_exported_is_tested_above():
     assert set(numba_kernels.__all__) == {"one_thread", *KERNELS}
+    of_plans = {"open_plan", "OpenPlan", "PLAN_WORDS", "plan_open", "plan_load", "plan_store", "run"}
+    routines = {"ENCODE", "DECODE", "RECONSTRUCT", "TRAIN", "EVALUATE"}
+    assert set(cython.__all__) == {*KERNELS, *of_plans, *routines}
+    functions = {
+        name for name in vars(cython) if callable(getattr(cython, name)) and name in dir(ctypes_kernels)
+    }
+    assert functions >= set(C_FUNCTIONS)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=by_name)
@@ -141,6 +239,30 @@ def test_refuses_when_it_is_compiled(arguments, message):
     assert (Y == 1).all()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((X, W, B, 1, READ_ONLY), "y: expected a writable array"),
+        ((X.astype("f4"), W, B, 1, Y), "x: expected an array of float64 or None, given array(float32"),
+        ((X, W[:, ::2], B, 1, Y), "w: expected a C-contiguous"),
+        ((X, 1, B, 1, Y), "w: expected an array of float64 or None, given int64"),
+        ((X, W, B, 0.5, Y), "activation: expected int64, given float64"),
+    ],
+)
+def test_function_of_the_header_refuses_when_it_is_compiled(arguments, message):
+    with pytest.raises(numba.core.errors.TypingError) as raised:
+        calling_c("dense_forward_f64", {"n": 4, "k": 6, "m": 4})(*arguments)
+    assert f"dense_forward_f64: {message}" in str(raised.value)
+
+
+def test_checked_function_returns_the_error_of_the_header():
+    call = calling_c("checked_dense_forward_f64", {"n": 0, "k": 6, "m": 4})
+    y = np.full((4, 4), np.nan)
+    assert call(X, W, B, 1, y) == -3
+    assert call(X, None, B, 1, y) == -1
+    assert np.isnan(y).all()
+
+
 def test_refuses_unknown_activation():
     @numba.njit
     def user(x, y):
@@ -191,12 +313,13 @@ USER = """
 import json, sys, time
 from numba import njit
 from fastae import numba_kernels
+from fastae.numba_kernels import cython
 import numpy as np
 
 @njit(cache=True, nogil=True)
 def error(x, w, b, v, code, y, per_row):
     numba_kernels.dense_forward(x, w, b, "relu", code)
-    numba_kernels.dense_forward(code, v, None, "sigmoid", y)
+    cython.dense_forward(code, v, None, "sigmoid", y)
     numba_kernels.row_mse(y, x, per_row)
     return per_row.sum()
 
