@@ -139,9 +139,27 @@ def own_dims(row):
     return {d: KNOWN[d] for d in row.dims if d not in row.derived}
 
 
-def through_c(f, case, *, checked):
+def of_cython(name):
+    """Address and signature of a function that Cython code cimports."""
+    capsule = ck.cython_kernels.__pyx_capi__[name]
+    get_name, get_pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    signature = get_name(capsule)
+    return get_pointer(capsule, signature), signature.decode()
+
+
+def through_c(f, case, route):
     """Call a C function in place of the kernel of a case."""
-    function = ck.function(f.name, checked=checked)
+    function = ck.function(f.name, checked="checked" in route)
+    if "cython" in route:
+        address, signature = of_cython(("checked_" if "checked" in route else "") + f.name)
+        types = [re.sub(r"const (\w+)", r"\1 const", ctype) for ctype, _ in f.parameters]
+        assert signature == f"int ({', '.join(types)})"
+        argtypes = function.argtypes
+        plain = [t if t in (ctypes.c_double, ctypes.c_int64) else ctypes.c_void_p for t in argtypes]
+        function = ctypes.CFUNCTYPE(ctypes.c_int, *plain)(address)
+        function.argtypes = argtypes
 
     def call(*arguments):
         given = [None if isinstance(a, np.ndarray) and a.size == 0 else a for a in arguments]
@@ -150,9 +168,9 @@ def through_c(f, case, *, checked):
     return SimpleNamespace(kernels={f.kernel.name: call}, prepare=None)
 
 
-@pytest.mark.parametrize("checked", [True, False], ids=["checked", "release"])
+@pytest.mark.parametrize("route", ["checked", "release", "cython", "cython checked"])
 @pytest.mark.parametrize("f", OF_KERNELS, ids=by_name)
-def test_function(make_case, same_bits, f, checked):
+def test_function(make_case, same_bits, f, route):
     row = f.kernel
     optional = [a.name for a in row.arrays if a.optional and a.role not in ("work", "saved")]
     dtype = {"f32": "float32", "f64": "float64"}[f.kind]
@@ -161,8 +179,7 @@ def test_function(make_case, same_bits, f, checked):
         case = make_case(row, own_dims(row), dtype, activation=activation, absent=absent)
         case.dims = {d: case.dims[d] for d in row.dims}
         expected = case.run(backends.load("cython"))
-        # not read-only: what a checked array type refuses is tested on its own
-        found = case.run(through_c(f, case, checked=checked))
+        found = case.run(through_c(f, case, route))
         for name, values in expected.items():
             same_bits(found[name], values, f"{f.name}: {name}")
 
@@ -188,7 +205,13 @@ def test_workspace_size(make_case, f):
     case, work, given = workspace_case(make_case, f)
     rooms = [ctypes.c_int64(-1) for _ in work]
     assert getattr(ck, f.name)(*given, *rooms) == 0
-    assert [room.value for room in rooms] == [np.prod(f.kernel.shape(a, case.dims)) for a in work]
+    expected = [np.prod(f.kernel.shape(a, case.dims)) for a in work]
+    assert [room.value for room in rooms] == expected
+    types = [ctypes.c_int64] * len(given) + [ctypes.c_void_p] * len(work)
+    again = [ctypes.c_int64(-1) for _ in work]
+    function = ctypes.CFUNCTYPE(ctypes.c_int, *types)(of_cython(f.name)[0])
+    assert function(*given, *map(ctypes.addressof, again)) == 0
+    assert [room.value for room in again] == expected
 
 
 @pytest.mark.parametrize("f", OF_WORKSPACES, ids=by_name)
