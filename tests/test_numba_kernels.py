@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -352,3 +356,60 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert again == value
     assert loading < compiling / 2
     assert loading < 1.0
+
+
+# The example, layer by layer; with a plan it is tested beside its sisters in test_embedding.py ------------
+
+
+@pytest.fixture(scope="module")
+def layers_of_the_example(tmp_path_factory):
+    """The class `TwoLayers`; a trainer on the Numba backend for the same rows, one at a time; the rows."""
+    source = Path(__file__).resolve().parents[1] / "examples" / "embedding" / "numba" / "streaming_numba.py"
+    if not source.is_file():
+        pytest.skip("examples/ is not beside the tests")
+    folder = tmp_path_factory.mktemp("numba_example")
+    shutil.copy(source, folder)
+    net = fastae.Network(encoder=[fastae.Dense(75, "tanh")], decoder=[fastae.Dense(225)], input_shape=225)
+    trainer = fastae.Trainer(net, batch_size=1, seed=0, backend="numba")
+    rows = np.random.default_rng(0).random((2000, 225), dtype=np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield importlib.import_module("streaming_numba").TwoLayers, trainer, rows
+    del sys.modules["streaming_numba"]
+
+
+def test_layers_of_the_example(layers_of_the_example, same_bits):
+    TwoLayers, trainer, rows = layers_of_the_example
+    scores = np.full(len(rows), np.nan, np.float32)
+    TwoLayers(trainer.weights, "tanh").score(rows, scores)
+    expected = fastae.ops.row_mse(trainer.reconstruct(rows), rows, backend="numba")
+    same_bits(scores, expected, "scores")
+    with pytest.raises(ValueError, match="two dense layers, float32"):
+        TwoLayers({n: w.astype("f8") for n, w in trainer.weights.items()}, "tanh")
+    scorer = TwoLayers(trainer.weights, "tanh")
+    for bad in (rows[:, :-1], rows.astype("f8"), rows[:-1], np.asfortranarray(rows), rows.tolist()):
+        with pytest.raises(ValueError, match="expected"):
+            scorer.score(bad, scores)
+
+
+@pytest.mark.timed
+def test_layers_of_the_example_are_as_fast_as_the_library(layers_of_the_example):
+    """One row at a time in both, the least of many runs that take turns."""
+    TwoLayers, trainer, rows = layers_of_the_example
+    scorer, scores, again = TwoLayers(trainer.weights, "tanh"), np.empty(len(rows), "f4"), np.empty_like(rows)
+
+    def library():
+        trainer.reconstruct(rows, out=again)
+        fastae.ops.row_mse(again, rows, out=scores, backend="numba")
+
+    calls = {"library": library, "example": lambda: scorer.score(rows, scores)}
+    seconds = {name: [] for name in calls}
+    with numba_kernels.one_thread():
+        for _ in range(25):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call()
+                seconds[name].append(time.perf_counter() - start)
+    least = {name: min(found[1:]) for name, found in seconds.items()}
+    print(least)
+    assert least["example"] <= 1.05 * least["library"], least
