@@ -42,7 +42,8 @@ def view(value: Any, label: str) -> npt.NDArray[Any] | None:
     Returns
     -------
     ndarray or None
-        On the same memory, read-only where the owner wants it so; None for an object that offers none of
+        On the same memory, read-only where the owner wants it so, and with NumPy before 2.1 wherever it
+        comes by DLPack; None for an object that offers none of
         the three, such as a list. The ndarray keeps the memory alive.
 
     Raises

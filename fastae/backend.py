@@ -633,6 +633,10 @@ def _check_beside(name: str, module: ModuleType) -> None:
                 f"backend {name!r}: {attribute}: expected something to call, given {value!r:.50}"
             )
     executor = module.Executor
+    if isinstance(executor, type) and not callable(getattr(executor, "run", None)):
+        raise ValueError(
+            f"backend {name!r}: Executor: expected a class with a method run, given {executor!r}"
+        )
     if isinstance(executor, type) and issubclass(executor, PythonExecutor):
         if getattr(executor, "kernels", None) is not module:
             raise ValueError(

@@ -246,7 +246,9 @@ def forged(name: str = "forged") -> types.ModuleType:
     """A complete backend module, its kernels written in it."""
     module = types.ModuleType(name)
     kernels = "\n".join(f"def {row}(*arguments): pass" for row in KERNELS)
-    exec(f"{kernels}\nPADDED = FUSED_UPDATE = False\nExecutor = object\n", vars(module))
+    exec(
+        f"{kernels}\nPADDED = FUSED_UPDATE = False\nclass Executor:\n    def run(self): pass\n", vars(module)
+    )
     module.prepare = lambda array: array
     module.describe = dict
     return module
@@ -504,6 +506,7 @@ class OfNobody(PythonExecutor):
         ({"PADDED": True}, ValueError, "PADDED: expected False with the PythonExecutor"),
         ({"FUSED_UPDATE": "def kernel(): pass"}, ValueError, "FUSED_UPDATE: expected True or False"),
         ({"describe": 3}, ValueError, "describe: expected something to call, given 3"),
+        ({"Executor": dict}, ValueError, "Executor: expected a class with a method run, given .*dict"),
         ({"Executor": OfNobody}, ValueError, "Executor.kernels: expected the module counting .*given None"),
     ],
 )
