@@ -20,9 +20,11 @@ from fastae import backend as backends
 from fastae.kernels.table import ACTIVATIONS, KERNELS, Array, Kernel
 
 if os.environ.get("CI"):  # where numba has to be there
+    import llvmlite.binding
     import numba
 else:
     numba = pytest.importorskip("numba")
+    import llvmlite.binding
 
 from fastae import ctypes_kernels, numba_kernels
 from fastae.kernels import c_interface, table
@@ -99,13 +101,21 @@ def test_gives_what_the_backend_gives(make_case, same_bits, row, dtype):
     compare(case, "cython", same_bits, calling(row, cython), getattr(cython, row.name))
 
 
-@pytest.mark.parametrize("prefix", ["", "checked_"])
+# Those without checks in float64 are under the names of the kernels, above.
+@pytest.mark.parametrize(("prefix", "suffix"), [("", "f32"), ("checked_", "f64")])
 @pytest.mark.parametrize("row", ROWS, ids=by_name)
-def test_functions_of_the_header(make_case, same_bits, row, dtype, prefix):
-    suffix = {"float32": "f32", "float64": "f64"}[dtype.name]
-    case = case_of(row, make_case, dtype)
+def test_functions_of_the_header(make_case, same_bits, row, prefix, suffix):
+    case = case_of(row, make_case, {"f32": "float32", "f64": "float64"}[suffix])
     call = calling_c(f"{prefix}{row.name}_{suffix}", {d: case.dims[d] for d in row.dims})
     compare(case, "cython", same_bits, call, returned=0)
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_symbols_stand_for_the_functions_of_the_header(checked):
+    prefix = f"fastae_{c_interface.ABI_VERSION}_{'checked_' * checked}"
+    for name in (*C_FUNCTIONS, "plan_open", "plan_load", "plan_store", "run"):
+        found = llvmlite.binding.address_of_symbol(prefix + name)
+        assert found == ctypes_kernels.address(name, checked=checked), name
 
 
 @pytest.mark.parametrize("name", [name for name, f in C_FUNCTIONS.items() if f.kind == "workspace_size"])
@@ -257,6 +267,15 @@ def test_function_of_the_header_refuses_when_it_is_compiled(arguments, message):
     with pytest.raises(numba.core.errors.TypingError) as raised:
         calling_c("dense_forward_f64", {"n": 4, "k": 6, "m": 4})(*arguments)
     assert f"dense_forward_f64: {message}" in str(raised.value)
+
+
+@pytest.mark.parametrize("kernels", [numba_kernels, cython])
+def test_refuses_from_python(kernels):
+    for bad, given in ((None, "NoneType"), ([[1.0]], "list"), (W.astype("i8"), "one of int64")):
+        message = f"^dense_forward: w: expected an ndarray of float32 or float64, given {given}"
+        with pytest.raises(TypeError, match=message):
+            kernels.dense_forward(X, bad, None, "relu", Y)
+    assert (Y == 1).all()
 
 
 def test_checked_function_returns_the_error_of_the_header():

@@ -138,6 +138,15 @@ def taught(
 
 def from_python(module: ModuleType, row: Kernel, given: Sequence[Any]) -> None:
     """Call the kernel of a backend, which takes codes and empty arrays."""
+    for a, value in zip(row.arguments, given, strict=True):
+        if not isinstance(a, Array) or (a.optional and value is None):
+            continue
+        wanted = ("int64",) if a.kind == "index" else ("float32", "float64")
+        if not isinstance(value, np.ndarray) or value.dtype.name not in wanted:
+            kind = f"one of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+            raise TypeError(
+                f"{row.name}: {a.name}: expected an ndarray of {' or '.join(wanted)}, given {kind}"
+            )
     dtype = next(g.dtype for g in given if isinstance(g, np.ndarray) and g.dtype.kind == "f")
     arguments = []
     for argument, value in zip(row.arguments, given, strict=True):
