@@ -233,11 +233,9 @@ class _Call:
         stays None until the end. ``dims`` has those that are known before any array is looked at.
         """
         chosen = resolve(backend)
-        for slot in self.given:
-            array = arguments[slot.place]
-            if type(array) is not np.ndarray and array is not None:
-                arguments[slot.place] = self.view(slot, array)
         first = arguments[self.given[0].place]
+        if type(first) is not np.ndarray:
+            first = arguments[self.given[0].place] = self.view(self.given[0], first)
         dtype = _REALS.get(first.dtype) if type(first) is np.ndarray else None
         if dtype is None:
             self.refuse(self.given[0], first, None, dims)
@@ -247,7 +245,7 @@ class _Call:
         for dim in self.free_dims:
             dims[dim.name] = _integer(self.name, dim, dims[dim.name], dtype)
         for slot in self.given:
-            self.check(slot, arguments[slot.place], dtype, dims)
+            self.check(slot, arguments, dtype, dims)
         if self.row.derived or self.row.demands:
             self.derive(arguments, dtype, dims)
         for name, least in self.at_least:
@@ -268,10 +266,8 @@ class _Call:
         else:
             written += self.outputs
             for slot, array in zip(self.outputs, self.unpack(out), strict=True):
-                if type(array) is not np.ndarray and array is not None:
-                    array = self.view(slot, array)
-                self.check(slot, array, dtype, dims)
                 arguments[slot.place] = array
+                self.check(slot, arguments, dtype, dims)
         if written:
             self.check_apart(written, arguments)
 
@@ -298,11 +294,12 @@ class _Call:
         array = arrays.view(value, f"{self.name}: {slot.label}")
         return value if array is None else array
 
-    def check(self, slot: _Slot, array: Any, dtype: np.dtype, dims: dict[str, int]) -> None:
+    def check(self, slot: _Slot, arguments: list[Any], dtype: np.dtype, dims: dict[str, int]) -> None:
         """Refuse an array that is not what the slot wants.
 
-        The dims it is the first to have go into ``dims``.
+        The dims it is the first to have go into ``dims``; another library's array becomes an ndarray.
         """
+        array = arguments[slot.place]
         if (
             type(array) is np.ndarray
             and array.flags.num & slot.flags == slot.flags
@@ -312,8 +309,12 @@ class _Call:
             and 0 not in shape
         ):
             return
-        if array is not None or not slot.optional:
+        if array is None and slot.optional:
+            return
+        arguments[slot.place] = seen = self.view(slot, array)
+        if seen is array:
             self.refuse(slot, array, dtype, dims)
+        self.check(slot, arguments, dtype, dims)
 
     def refuse(self, slot: _Slot, array: Any, dtype: np.dtype | None, dims: Mapping[str, int]) -> NoReturn:
         """Say what is wrong with an array that was not accepted."""
