@@ -14,8 +14,9 @@ BIN := $(VENV)/bin
 
 # The install is editable: Python files count as they are, the compiled part is built again
 # when one of these changes.
-SOURCES := pyproject.toml setup.py fastae/kernels/table.py \
-	$(wildcard $(addprefix fastae/kernels/compiled/*.,pyx pxd pxi h c))
+SOURCES := pyproject.toml setup.py fastae/cython_kernels.pyx \
+	$(addprefix fastae/kernels/,table.py c_interface.py abi.txt) \
+	$(wildcard $(addprefix fastae/kernels/compiled/*.,pyx pxd pxi h c in))
 DEMO_ARGS ?= --out fastae-demo --force
 
 # On two processes, then alone what measures time. Status 5: nothing was selected, which one of the two may say.

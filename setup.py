@@ -1,11 +1,12 @@
 """Build the compiled kernels: one Cython source, one extension module for each instruction set.
 
 The instruction forms of the kernels are written here from the table, so that the table stays the one place
-that knows their arguments.
+that knows their arguments; so are, into the package itself, the C header and the Cython declarations.
 """
 
 import importlib.util
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -22,16 +23,19 @@ MARCH = {"_baseline": []} | (
 FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-Wno-unused-function"]
 
 
-def load_table():
-    """The table of kernels, without importing the package that is being built."""
-    spec = importlib.util.spec_from_file_location("table", HERE / "fastae/kernels/table.py")
+def load(name: str):
+    """A module of fastae/kernels, without importing the package that is being built."""
+    spec = importlib.util.spec_from_file_location(name, HERE / f"fastae/kernels/{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["table"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def instructions(table) -> str:
+table, c_interface = load("table"), load("c_interface")
+
+
+def instructions() -> str:
     """Cython text of the instruction forms: operands in, pointers out, one per kernel and dtype."""
     lines = []
     for suffix, ctype in (("f32", "float"), ("f64", "double")):
@@ -80,12 +84,15 @@ class BuildKernels(build_ext):
 
         folder = Path(self.build_temp) / "kernels"
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "instructions.pxi", instructions(load_table()))
+        write(folder / "instructions.pxi", instructions())
+        write(folder / "cython_kernels.pxi", c_interface.cython_text(table))
+        write(folder / "c_interface.h", c_interface.implementation(table, VERSION))
         for extension in self.extensions:
+            extension.include_dirs.append(str(folder))
             copy = folder / f"{extension.name.rpartition('.')[2]}.pyx"
-            write(copy, (SOURCE / "kernels.pyx").read_text())
+            write(copy, Path(extension.sources[0]).read_text(encoding="utf-8"))
             extension.sources = [str(copy)]
-        built = cythonize(self.extensions, include_path=[str(folder), str(SOURCE)])
+        built = cythonize(self.extensions, include_path=[str(folder), str(SOURCE), "."])
         for extension, compiled in zip(self.extensions, built, strict=True):
             extension.sources = compiled.sources
         super().run()
@@ -93,9 +100,16 @@ class BuildKernels(build_ext):
 
 def write(path: Path, text: str) -> None:
     """Write only what changed, so that only that is compiled again."""
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
+
+# Into the package and before any command: they are package data of every kind of install.
+VERSION = re.search(r'__version__ = "(.*)"', (HERE / "fastae/__init__.py").read_text(encoding="utf-8"))[1]
+write(HERE / "fastae/include/fastae.h", c_interface.header(table, VERSION))
+write(HERE / "fastae/cython_kernels.pxd", c_interface.pxd(table))
+HEADERS = [str(p) for p in SOURCE.iterdir() if p.suffix in (".h", ".pxi")]
 
 setup(
     ext_modules=[
@@ -104,9 +118,18 @@ setup(
             [str(SOURCE / "kernels.pyx")],
             include_dirs=[str(SOURCE)],
             extra_compile_args=[*FLAGS, *march],
-            depends=[str(p) for p in SOURCE.iterdir() if p.suffix in (".h", ".pxi")],
+            depends=HEADERS,
         )
         for name, march in MARCH.items()
+    ]
+    + [
+        Extension(
+            "fastae.cython_kernels",
+            ["fastae/cython_kernels.pyx"],
+            include_dirs=[str(SOURCE), "fastae/include"],
+            extra_compile_args=FLAGS,
+            depends=[*HEADERS, "fastae/kernels/table.py", "fastae/kernels/c_interface.py"],
+        )
     ],
     cmdclass={"build_ext": BuildKernels},
 )

@@ -25,11 +25,19 @@ if TYPE_CHECKING:  # what type checkers and editors read instead of _HOME
         ops,
         optimizers,
         persistence,
+        plans,
         plots,
         program,
         tables,
     )
-    from fastae.backend import available_backends, get_backend, set_backend, show_versions, use_backend
+    from fastae.backend import (
+        available_backends,
+        get_backend,
+        register_backend,
+        set_backend,
+        show_versions,
+        use_backend,
+    )
     from fastae.callbacks import (
         Callback,
         Checkpoint,
@@ -63,6 +71,7 @@ if TYPE_CHECKING:  # what type checkers and editors read instead of _HOME
     from fastae.network import Network, Recipe
     from fastae.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
     from fastae.persistence import CheckpointError, load
+    from fastae.plans import plan
     from fastae.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -80,11 +89,13 @@ _HOME = {
     "ops": "ops",
     "optimizers": "optimizers",
     "persistence": "persistence",
+    "plans": "plans",
     "plots": "plots",
     "program": "program",
     "tables": "tables",
     "available_backends": "backend",
     "get_backend": "backend",
+    "register_backend": "backend",
     "set_backend": "backend",
     "show_versions": "backend",
     "use_backend": "backend",
@@ -124,7 +135,15 @@ _HOME = {
     "RMSprop": "optimizers",
     "CheckpointError": "persistence",
     "load": "persistence",
+    "plan": "plans",
     "Trainer": "trainer",
+}
+
+#: There where the compiled kernels are; the last is the capsule that fastae.h imports.
+_COMPILED = {
+    "ctypes_kernels": "ctypes_kernels",
+    "cython_kernels": "cython_kernels",
+    "_c_api": "cython_kernels",
 }
 
 #: Names whose import needs more than NumPy: ``from fastae import *`` leaves them out.
@@ -172,6 +191,7 @@ __all__ = [
     "datasets",
     "export",
     "get_backend",
+    "get_include",
     "initializers",
     "layers",
     "load",
@@ -180,8 +200,11 @@ __all__ = [
     "ops",
     "optimizers",
     "persistence",
+    "plan",
+    "plans",
     "plots",
     "program",
+    "register_backend",
     "set_backend",
     "show_versions",
     "tables",
@@ -189,8 +212,22 @@ __all__ = [
 ]
 
 
+def get_include() -> str:
+    """Return the folder of ``fastae.h``, for the compilers of C and C++.
+
+    Returns
+    -------
+    str
+        To be given as ``-I``. Cython needs it only for ``cdef extern from "fastae.h"``; ``cimport
+        fastae.cython_kernels`` works without.
+    """
+    import os
+
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")
+
+
 def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
+    home = _HOME.get(name) or _COMPILED.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f"{__name__}.{home}")

@@ -159,9 +159,8 @@ class PythonExecutor:
 
     def __init__(self, program: Program, arena: np.ndarray, n_threads: int | None = 1) -> None:
         if n_threads not in (1, None):
-            backend = self.kernels.__name__.rpartition(".")[2]
             raise ValueError(
-                f"n_threads: expected 1 (fastae.kernels.{backend} has no threads), got {n_threads}"
+                f"n_threads: expected 1 ({self.kernels.__name__} has no threads), got {n_threads}"
             )
         self._arena = arena
         self._header = arena[: 64 // arena.itemsize].view(np.int64)

@@ -102,6 +102,10 @@ class Trainer:
     -----
     Several threads may use one trainer: one call waits for the other, also for a whole `fit`.
 
+    Where a method takes an ndarray, an array of another library will do whose memory is the CPU's: one with
+    ``__dlpack__``, ``__array_interface__`` or a buffer. It is not copied, and must be as the ndarray would
+    have to be. What is returned is an ndarray, also for such an `out`.
+
     Examples
     --------
     >>> net = fastae.models.autoencnet()
@@ -127,8 +131,8 @@ class Trainer:
             raise TypeError(f"net: expected a Network, given {type(net).__name__}")
         if backend is not None and not isinstance(backend, str | backends.Backend):
             raise TypeError(f"backend: expected a name or None, given {type(backend).__name__}")
-        if isinstance(backend, str) and backend not in backends.NAMES:
-            raise ValueError(f"backend: expected one of {', '.join(backends.NAMES)}, given {backend!r}")
+        if isinstance(backend, str) and not backends.is_known(backend):
+            raise ValueError(f"backend: expected one of {', '.join(backends.known())}, given {backend!r}")
         self.net: Final = net
         self.loss: Final = losses.resolve(loss)
         self.optimizer: Final = optimizers.resolve(optimizer)

@@ -105,6 +105,38 @@ def torch():
     return torch
 
 
+class _Interface:
+    """Shows an array by `__array_interface__`, and by nothing else."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    @property
+    def __array_interface__(self) -> dict[str, object]:
+        return self.array.__array_interface__
+
+
+class _Capsule:
+    """Shows an array by DLPack, and by nothing else."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __dlpack__(self, **options: object) -> object:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+
+@pytest.fixture(params=["buffer", "__array_interface__", "__dlpack__", "torch"])
+def foreign(request: pytest.FixtureRequest) -> Callable[[np.ndarray], object]:
+    """Show an array as other libraries have them: not an ndarray, on the same memory."""
+    if request.param == "torch":
+        return request.getfixturevalue("torch").from_numpy
+    return {"buffer": memoryview, "__array_interface__": _Interface, "__dlpack__": _Capsule}[request.param]
+
+
 class Guarded:
     """An array in the middle of a block of bytes that nobody may touch.
 

@@ -85,7 +85,7 @@ def test_public_name(name):
 
 
 def test_every_public_name_has_a_home():
-    assert set(fastae._HOME) | {"__version__"} == {*fastae.__all__, *fastae._EXTRA}
+    assert set(fastae._HOME) | {"__version__", "get_include"} == {*fastae.__all__, *fastae._EXTRA}
 
 
 def test_names_of_type_checkers_are_the_same():

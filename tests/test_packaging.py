@@ -15,6 +15,9 @@ import pytest
 import fastae
 from fastae import cli, tables
 
+PACKAGE_DATA = ["py.typed", "data/digits.npz", "data/digits.txt"]
+PACKAGE_DATA += ["include/fastae.h", "__init__.pxd", "cython_kernels.pxd", "kernels/abi.txt"]
+
 
 @pytest.fixture
 def requirements():
@@ -35,7 +38,7 @@ def test_version_is_the_same_everywhere(requirements):
     assert metadata.version("fastae") == fastae.__version__
 
 
-@pytest.mark.parametrize("name", ["py.typed", "data/digits.npz", "data/digits.txt"])
+@pytest.mark.parametrize("name", PACKAGE_DATA)
 def test_package_data_is_there(name):
     assert resources.files("fastae").joinpath(name).is_file()
 

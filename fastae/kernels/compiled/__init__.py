@@ -39,6 +39,7 @@ def _choose() -> tuple[str, ModuleType]:
 
 instruction_set, _module = _choose()
 Executor = _module.Executor
+INSTRUCTIONS = _module.INSTRUCTIONS
 globals().update(_module.KERNEL_OBJECTS)
 
 
@@ -52,5 +53,6 @@ def describe() -> dict[str, str]:
     return {"instruction set": instruction_set, "compiler": _module.COMPILER}
 
 
-__all__ = ["FUSED_UPDATE", "PADDED", "VARIANTS", "Executor", "describe", "instruction_set", "prepare"]
+__all__ = ["FUSED_UPDATE", "INSTRUCTIONS", "PADDED", "VARIANTS", "Executor"]
+__all__ += ["describe", "instruction_set", "prepare"]
 __all__ += KERNELS

@@ -34,6 +34,7 @@ class Executor:
 
 COMPILER: str
 TABLE_HASH: str
+INSTRUCTIONS: tuple[int, int]
 KERNEL_OBJECTS: dict[str, Callable[..., None]]
 
 def cpu_level() -> int: ...

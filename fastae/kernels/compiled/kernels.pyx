@@ -1222,6 +1222,9 @@ if TABLE_HASH != table_hash():
     raise RuntimeError(
         "fastae's compiled kernels were built from another kernel table; build and install fastae again")
 
+#: Where the instruction forms of all kernels begin, for float32 and float64: what C calls of fastae end in.
+INSTRUCTIONS = (<uintptr_t>&F32[0], <uintptr_t>&F64[0])
+
 KERNEL_OBJECTS = {row.name: Kernel(row, index) for index, row in enumerate(KERNELS.values())}
 
 
