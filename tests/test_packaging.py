@@ -76,6 +76,16 @@ def test_demo_extra_has_what_the_commands_write_with():
     assert set(re.search(r"\[(.*)\]", demo)[1].split(",")) == {"files", "numba", "plots", "progress"}
 
 
+def test_sdist_takes_every_folder_of_the_checkout():
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "MANIFEST.in").is_file():
+        pytest.skip("MANIFEST.in is not beside the tests")
+    lines = (root / "MANIFEST.in").read_text(encoding="utf-8").splitlines()
+    grafted = {line.split()[1] for line in lines if line.startswith(("graft ", "recursive-include "))}
+    with_code = {path.parent.name for path in root.glob("*/*.py")} - {"build"}
+    assert {"examples", "tests"} <= with_code <= grafted
+
+
 def test_command_starts_without_importing_numpy():
     code = (
         "import sys\n"
