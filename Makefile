@@ -1,6 +1,7 @@
 # make demo    train AutoEncNet on all four backends; table here, pictures in fastae-demo/
 # make test    the whole test suite
 # make bench   the benchmarks
+# make peers   beside PyTorch and JAX; on an idle machine, some ten minutes
 # make lint    ruff, cython-lint, mypy
 # make dist    an sdist, and a wheel built from it, in dist/
 # make clean   remove what was built; make distclean removes the virtual environment too
@@ -26,12 +27,12 @@ PYTEST_TWICE = $(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable
 	$(BIN)/python -m pytest -m timed $(PYTEST_ARGS); \
 	timed=$$?; [ $$timed -eq 0 ] || { [ $$timed -eq 5 ] && [ $$many -eq 0 ]; }
 
-.PHONY: help demo examples test bench lint format readme dist clean distclean
+.PHONY: help demo examples test bench peers lint format readme dist clean distclean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
 
 demo: $(VENV)/.extra-demo
 	$(BIN)/fastae demo $(DEMO_ARGS)
@@ -47,6 +48,11 @@ test: $(VENV)/.extra-test
 
 bench: $(VENV)/.extra-bench
 	$(BIN)/python -m pytest --benchmark-only $(PYTEST_ARGS)
+
+# The README shows what this wrote on a machine that had nothing else to do.
+PEERS_ARGS ?= --out benchmarks/results --readme README.md
+peers: $(VENV)/.extra-peers
+	$(BIN)/python -m benchmarks.peers $(PEERS_ARGS)
 
 lint: export PATH := $(abspath $(BIN)):$(PATH)  # cython-lint looks for pycodestyle there
 lint: $(VENV)/.extra-lint

@@ -45,7 +45,7 @@ def test_plan(rows, dtype, measure):
 
     problem = contenders.problem("autoencnet")
     images = np.ascontiguousarray(problem.images[:rows], dtype)
-    trainer = fastae.Trainer.from_recipe(problem.net, dtype=dtype, seed=0)
+    trainer = fastae.Trainer.from_recipe(problem.net, dtype=dtype, n_threads=1, seed=0)
     block, opened = fastae.plan(trainer, routines="reconstruct"), ck.Plan()
     ck.plan_open(block, len(block), opened)
     room = np.full(opened.arena_size + 64, 0xFF, np.uint8)
@@ -92,7 +92,7 @@ def test_plan_from_numba(rows, dtype, measure):
 
     problem = contenders.problem("autoencnet")
     images = np.ascontiguousarray(problem.images[:rows], dtype)
-    trainer = fastae.Trainer.from_recipe(problem.net, dtype=dtype, seed=0)
+    trainer = fastae.Trainer.from_recipe(problem.net, dtype=dtype, n_threads=1, seed=0)
     opened = cython.open_plan(fastae.plan(trainer, batch_size=1, routines="reconstruct"))
     out = np.full_like(images, np.nan)
     arguments = (opened.plan, opened.arena, images, out)

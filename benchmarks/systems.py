@@ -101,7 +101,7 @@ def train(system: str, backend: str, seed: int, folder: Path, epochs: int | None
     }
 
     def trainer() -> fastae.Trainer:
-        return fastae.Trainer.from_recipe(net, backend=backend, seed=seed)
+        return fastae.Trainer.from_recipe(net, backend=backend, seed=seed, n_threads=1)
 
     # What is imported, compiled and made once is there before the data are.
     few = np.full((2 * recipe.batch_size, *net.input_shape), 0.5, recipe.dtype)

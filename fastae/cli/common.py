@@ -16,7 +16,7 @@ from fastae.history import DivergenceError
 
 __all__ = ["Text", "chosen_backend", "progress", "refused"]
 
-_UNTHREADED: Final = ("scalar", "numpy")
+UNTHREADED: Final = ("scalar", "numpy")
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def chosen_backend(name: str | None, threads: int | None) -> str:
     """
     with refused():
         chosen = backends.resolve(name).name
-    if chosen in _UNTHREADED and threads is not None and threads > 1:
+    if chosen in UNTHREADED and threads is not None and threads > 1:
         raise CommandError(f"--threads {threads}: the backend {chosen} has no threads; numba and cython do")
     return chosen
 
