@@ -242,7 +242,8 @@ def test_backends(run, file, name):
         pytest.skip(reason)
     status, out, err = run("deep_mlp", "--data", file, "--epochs", 1, "--backend", name)
     assert status == 0, err
-    assert f"float32, {name}, 1 thread" in out
+    team = "1 thread" if name == "numpy" else "threads by the work of a batch"
+    assert f"float32, {name}, {team}, seed 0." in out
 
 
 def test_rows_of_floats_are_taken_as_they_are(run, tmp_path):

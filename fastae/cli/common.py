@@ -14,9 +14,10 @@ from fastae import backend as backends
 from fastae.cli import CommandError
 from fastae.history import DivergenceError
 
-__all__ = ["Text", "chosen_backend", "progress", "refused"]
+__all__ = ["UNTHREADED", "Text", "chosen_backend", "progress", "refused"]
 
-_UNTHREADED: Final = ("scalar", "numpy")
+#: Backends that have no threads.
+UNTHREADED: Final = ("scalar", "numpy")
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def chosen_backend(name: str | None, threads: int | None) -> str:
     """
     with refused():
         chosen = backends.resolve(name).name
-    if chosen in _UNTHREADED and threads is not None and threads > 1:
+    if chosen in UNTHREADED and threads is not None and threads > 1:
         raise CommandError(f"--threads {threads}: the backend {chosen} has no threads; numba and cython do")
     return chosen
 
