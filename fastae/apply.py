@@ -20,7 +20,7 @@ import numpy.typing as npt
 import fastae
 from fastae import datasets, ops, persistence, tables
 from fastae.cli import CommandError
-from fastae.cli.common import chosen_backend, progress, refused
+from fastae.cli.common import UNTHREADED, chosen_backend, progress, refused
 from fastae.tables import Table
 
 if TYPE_CHECKING:
@@ -372,7 +372,9 @@ def _load_detector(
 ) -> tuple[Array, Trainer, float | None]:
     """Load a model; gives rows, trainer, and the threshold it has."""
     with refused("--model"):
-        loaded = fastae.load(model, backend=backend, n_threads=threads or 1)
+        # The threads of the file are those of another backend, maybe.
+        own = 1 if threads is None and backend in UNTHREADED else threads
+        loaded = fastae.load(model, backend=backend, n_threads=own)
     trainer = getattr(loaded, "trainer_", loaded)
     threshold = -loaded.offset_ if hasattr(loaded, "offset_") else None
     if threshold is not None and contamination is not None:

@@ -420,15 +420,14 @@ def _headline(trainer: Trainer, data: Data, epochs: int, backend: str, resumed: 
     shape = "" if data.image_shape is None else f" of {data.image_shape[0]}x{data.image_shape[1]}"
     kind = "images" if shape else "rows"
     threads = 1 if backend in UNTHREADED else trainer.n_threads
-    team = "threads as worthwhile" if threads is None else f"{threads} thread{'s' * (threads > 1)}"
+    team = "threads by the work of a batch" if threads is None else f"{threads} thread{'s' * (threads > 1)}"
     drawn = " drawn with replacement" if _recipe(trainer.net).sampling == "replacement" else ""
     return (
         f"{trainer.net.name} on {data.title}: {len(data.train)} {kind}{shape}, "
         f"{len(data.validation)} for validation.\n"
         f"{trainer.loss.name.upper()}, {trainer.optimizer}, batches of {trainer.batch_size}{drawn}, "
         f"{epochs} epoch{'s' * (epochs > 1)}, {trainer.dtype.name}, {backend}, "
-        f"{team}, "
-        + (f"seed {trainer.seed_}." if resumed is None else f"going on from {resumed}.")
+        f"{team}, " + (f"seed {trainer.seed_}." if resumed is None else f"going on from {resumed}.")
     )
 
 

@@ -102,7 +102,7 @@ def test_results_are_those_of_the_trainer(run, tmp_path, rows, backend, dtype, s
     trainer.save(path)
     data = ROWS.astype(dtype)
     codes, again = tmp_path / f"codes{suffix}", tmp_path / f"again{suffix}"
-    options = ("--backend", backend)
+    options = ("--backend", backend, "--quiet")  # numba may have to compile first, which takes a bar
     for name, source, out in (
         ("encode", rows, codes),
         ("decode", codes, tmp_path / f"output{suffix}"),

@@ -242,8 +242,8 @@ def test_backends(run, file, name):
         pytest.skip(reason)
     status, out, err = run("deep_mlp", "--data", file, "--epochs", 1, "--backend", name)
     assert status == 0, err
-    threads = "1 thread" if name == "numpy" else "threads as worthwhile"
-    assert f"float32, {name}, {threads}, seed 0." in out
+    team = "1 thread" if name == "numpy" else "threads by the work of a batch"
+    assert f"float32, {name}, {team}, seed 0." in out
     if name != "numpy":
         out = run("deep_mlp", "--data", file, "--epochs", 1, "--backend", name, "--threads", 2)[1]
         assert f"float32, {name}, 2 threads, seed 0." in out

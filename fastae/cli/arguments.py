@@ -135,7 +135,7 @@ def add_backend(parser: Parser) -> None:
         "--threads",
         type=count(1),
         metavar="N",
-        help="threads of numba or cython (as many as the work is worth); scalar and numpy have none",
+        help="threads of numba or cython (as many as a batch is worth); scalar and numpy have none",
     )
 
 

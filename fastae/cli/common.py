@@ -14,8 +14,9 @@ from fastae import backend as backends
 from fastae.cli import CommandError
 from fastae.history import DivergenceError
 
-__all__ = ["Text", "chosen_backend", "progress", "refused"]
+__all__ = ["UNTHREADED", "Text", "chosen_backend", "progress", "refused"]
 
+#: Backends that have no threads.
 UNTHREADED: Final = ("scalar", "numpy")
 
 

@@ -135,7 +135,8 @@ cdef inline Py_ssize_t width(Py_ssize_t columns, Py_ssize_t pad, real* like) noe
 
 # -- products ------------------------------------------------------------------------------------
 
-cdef inline bint by_rows(Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t steps, Py_ssize_t parts) noexcept nogil:
+cdef inline bint by_rows(Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t steps,
+                         Py_ssize_t parts) noexcept nogil:
     """Whether a product is shared out by rows, as fetching, losses and activations are.
 
     What a thread writes stays in its core's cache, and to take it from there costs more than the
@@ -149,7 +150,8 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                         real* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns,
                         const void* update, int activation,
                         Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    """c = f(a b + bias), or c updated by the gradient a b: even tiles, panel by panel, so that b stays near."""
+    """c = f(a b + bias), or c updated by the gradient a b: even tiles, panel by panel,
+        so that b stays near."""
     if parts > 1 and update == NULL and by_rows(rows, columns, steps, parts):
         outer_product(a + share(rows, part, parts) * a_row, a_row, a_step, b, b_step, steps, bias,
                       c + share(rows, part, parts) * c_row, c_row,
