@@ -26,7 +26,7 @@ PYTEST_TWICE = $(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable
 	$(BIN)/python -m pytest -m timed $(PYTEST_ARGS); \
 	timed=$$?; [ $$timed -eq 0 ] || { [ $$timed -eq 5 ] && [ $$many -eq 0 ]; }
 
-.PHONY: help demo test bench lint format readme dist clean distclean
+.PHONY: help demo examples test bench lint format readme dist clean distclean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -35,6 +35,11 @@ help:
 
 demo: $(VENV)/.extra-demo
 	$(BIN)/fastae demo $(DEMO_ARGS)
+
+examples: $(VENV)/.extra-test  # their pictures in the README are made so
+	for name in reconstruct codes denoise anomalies generate follow_training; do \
+		$(BIN)/python examples/$$name.py --out docs/examples || exit 1; echo; done
+	$(BIN)/python -c 'import fastae; fastae.plots.network(fastae.models.upsample_conv()).figure.savefig("docs/network.png")'
 
 test: export CI := true  # every backend is installed here: one that cannot be loaded is a failure, not a skip
 test: $(VENV)/.extra-test
@@ -88,10 +93,10 @@ $(VENV)/.build-tool: | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info fastae-demo
+	rm -rf build dist *.egg-info fastae-demo fastae-examples
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find fastae \( -name '*.so' -o -name '*.nbi' -o -name '*.nbc' \) -delete
-	find benchmarks fastae tests -name __pycache__ -prune -exec rm -rf {} +
+	find benchmarks examples fastae tests -name __pycache__ -prune -exec rm -rf {} +
 	rm -f $(VENV)/.built
 
 distclean: clean

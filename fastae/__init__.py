@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # what type checkers and editors read instead of _HOME
         plans,
         plots,
         program,
+        tables,
     )
     from fastae.backend import (
         available_backends,
@@ -91,6 +92,7 @@ _HOME = {
     "plans": "plans",
     "plots": "plots",
     "program": "program",
+    "tables": "tables",
     "available_backends": "backend",
     "get_backend": "backend",
     "register_backend": "backend",
@@ -205,6 +207,7 @@ __all__ = [
     "register_backend",
     "set_backend",
     "show_versions",
+    "tables",
     "use_backend",
 ]
 

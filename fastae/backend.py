@@ -30,6 +30,7 @@ from importlib.util import find_spec
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from fastae.executor import processors_present
 from fastae.kernels.table import KERNELS, Kernel
 
 if TYPE_CHECKING:
@@ -688,7 +689,7 @@ def versions() -> dict[str, dict[str, str]]:
         "fastae": {
             "version": __version__,
             "backend": chosen,
-            "processors": str(_processors()),
+            "processors": str(processors_present()),
             "machine": f"{platform.machine()}, {platform.system()}",
         },
         "backends": {name: reason or "available" for name, reason in available.items()},
@@ -702,7 +703,7 @@ def versions() -> dict[str, dict[str, str]]:
                 sections["backends"][name] = str(error)
     libraries = (
         *("numpy", "scipy", "numba", "threadpoolctl", "safetensors", "scikit-learn", "pooch"),
-        *("matplotlib", "tqdm"),
+        *("matplotlib", "tqdm", "pillow"),
     )
     sections["libraries"] = {"python": platform.python_version()} | {
         library: installed(library) for library in libraries
@@ -732,10 +733,3 @@ def show_versions(file: TextIO | None = None) -> None:
         print(section, file=file)
         for name, value in entries.items():
             print(f"    {name:<16} {value}", file=file)
-
-
-def _processors() -> int:
-    """Processors this process may use, which a container or a batch queue can hold below the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -551,7 +551,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Estimator)
     dtype : "float32", "float64" or None
         Of weights and results. None: as the data `fit` is given; all but float32 is float64.
     n_threads : int or None
-        Threads of "numba" and "cython"; None: 1.
+        Threads of "numba" and "cython"; None: as many as the work is worth, see `Trainer`.
 
     Attributes
     ----------

@@ -26,7 +26,7 @@ import os
 import re
 import secrets
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
@@ -57,6 +57,7 @@ __all__ = [
     "new_trainer",
     "read",
     "replace",
+    "replace_with",
     "require_library",
     "write",
 ]
@@ -264,12 +265,17 @@ def replace(path: str, content: bytes | bytearray, *, overwrite: bool = True) ->
 
     Without `overwrite` a file that is there, even one that came in the meantime, is a FileExistsError.
     """
+    replace_with(path, lambda file: file.write(content), overwrite=overwrite)
+
+
+def replace_with(path: str, put: Callable[[BinaryIO], object], *, overwrite: bool = True) -> None:
+    """Do as `replace` does with what is put into an empty file, which need not lie in memory as a whole."""
     path = os.path.realpath(path)  # a link stays one
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            file.write(content)
+            put(file)
             file.flush()
             os.fsync(file.fileno())
         if overwrite:

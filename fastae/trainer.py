@@ -76,7 +76,9 @@ class Trainer:
     dtype : "float32" or "float64"
         Of weights, data and results.
     n_threads : int or None
-        Threads of the backend's executor, >= 1; None: 1. "scalar" and "numpy" take 1 alone.
+        Threads of the backend's executor, >= 1; "scalar" and "numpy" take 1 alone. None: as many as the work
+        of a batch is worth, and no more than there are processors or than FASTAE_NUM_THREADS or
+        OMP_NUM_THREADS say. The result has the same bits for any number.
     seed : int or None
         Of initial weights, batches, noise and dropout, 0 <= seed < 2**63: the same seed gives the same result
         on the same backend. None: drawn at random.
@@ -623,7 +625,7 @@ class Trainer:
                 optimizer=self.optimizer,
                 dtype=self.dtype,
                 noise=self.noise,
-                n_threads=self.n_threads or 1,
+                n_threads=self.n_threads,
             )
         if engine is not self._current:
             if self._current is None:

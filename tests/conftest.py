@@ -6,11 +6,13 @@ both be imported: ``make_case(row, dims, dtype, ...)`` makes a :class:`Case`.
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -57,6 +59,16 @@ def load_or_skip(name: str) -> backends.Backend:
         if os.environ.get("CI"):
             pytest.fail(f"CI has every backend, but: {error}")
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def require() -> Callable[[str], ModuleType]:
+    """Import a module of an extra; where it is not there fail in CI, which has all, and skip elsewhere."""
+
+    def require(name: str) -> ModuleType:
+        return importlib.import_module(name) if os.environ.get("CI") else pytest.importorskip(name)
+
+    return require
 
 
 @pytest.fixture(params=backends.NAMES)

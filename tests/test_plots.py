@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastae
-from fastae import plots
+from fastae import Dense, Network, Parallel, plots
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -28,6 +28,10 @@ POINTS = [("dense_forward", 12.0, 90.0), ("adam", 0.2, 2.0)]
 MACHINE = {"peak": 116.0, "bandwidth": 20.0}
 
 
+NESTED = Network(
+    [Parallel([Parallel([], [Dense(3), Dense(9, "tanh")]), Dense(1)], [Dense(1)])], [Dense(9)], input_shape=9
+)
+
 #: Every picture with arguments to draw it from.
 PICTURES = [
     (plots.learning_curve, ([3.0, 2.0, 1.0],), {}),
@@ -36,6 +40,7 @@ PICTURES = [
     (plots.latent_scatter, (CODES,), {}),
     (plots.anomalies, (SCORES, SCORES < -2), {"threshold": -2.0}),
     (plots.anomalies, (SCORES,), {}),
+    (plots.image_rows, ({"first": IMAGES, "second": IMAGES - 1, "third": IMAGES + 1},), {}),
     (plots.reconstructions, (IMAGES, IMAGES * 0.5), {}),
     (plots.noise_removal, (IMAGES + 9, IMAGES * 0.5, IMAGES), {}),
     (plots.noise_removal, (IMAGES + 9, IMAGES), {}),
@@ -47,6 +52,7 @@ PICTURES = [
     (plots.roofline, (POINTS,), {"peak": 116, "bandwidth": {"L2": 160, "memory": 20}}),
     (plots.network, (fastae.models.autoencnet(),), {}),
     (plots.network, (fastae.models.upsample_conv(),), {}),
+    (plots.network, (NESTED,), {}),
 ]
 each_picture = pytest.mark.parametrize(
     ("draw", "arguments", "named"), PICTURES, ids=[draw.__name__ for draw, *_ in PICTURES]
@@ -208,6 +214,7 @@ def test_learning_curve_says_what_it_shows():
     assert [list(line.get_xdata()) for line in lines] == [[1, 2, 3], [1, 2]]
     assert lines[1].get_zorder() > lines[0].get_zorder()  # the short one can be seen
     assert len({line.get_color() for line in lines}) == 2
+    assert all(tick % 1 == 0 for tick in ax.get_xticks())  # there is no half an epoch
     assert plots.learning_curve([1.0, 2.0]).get_legend() is None
 
 
@@ -242,6 +249,43 @@ def test_reconstructions_are_two_rows_in_one_grey_scale():
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["original", "reconstruction"]
 
 
+def test_rows_of_images_have_the_grey_scale_of_one_of_them():
+    rows = {"first": IMAGES, "second": IMAGES - 1, "third": 2 * IMAGES}
+    ax = plots.image_rows(rows, scale="third")
+    assert ax.images[0].get_clim() == (0, 2 * IMAGES.max())
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [*rows]
+    np.testing.assert_array_equal(ax.images[0].get_array()[5:9, :5], IMAGES[0] - 1)
+    assert plots.image_rows(rows).images[0].get_clim() == (0, IMAGES.max())
+
+
+def test_images_of_one_channel_are_images():
+    channel = IMAGES[:, None]
+    for draw in (plots.reconstructions, plots.noise_removal):
+        one, other = draw(channel, channel).images[0], draw(IMAGES, IMAGES).images[0]
+        np.testing.assert_array_equal(one.get_array(), other.get_array())
+    strip = plots.training_strip(channel, channel[0]).images[0].get_array()
+    np.testing.assert_array_equal(strip, plots.training_strip(IMAGES, IMAGES[0]).images[0].get_array())
+
+
+def test_branches_of_branches_are_drawn_too():
+    ax = plots.network(NESTED)
+    names = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert names[:6] == ["input", "as it is", "dense_1", "dense_2", "parallel_2", "dense_3"]
+    texts = [text.get_text() for text in ax.texts][1::2]
+    assert texts[1] == "branch 1 of 2, branch 1 of 2"
+    assert texts[2] == "branch 2 of 2, of the same input, 30 parameters"
+    assert texts[3] == "tanh, 36 parameters"
+    assert texts[4] == "sum of 2 branches"
+    assert texts[6] == "branch 2 of 2, of the same input, 10 parameters"
+    assert [i for i, text in enumerate(texts) if "the code" in text] == [7]
+
+
+def test_labels_of_any_type_are_written():
+    ax = plots.latent_scatter(CODES[:4], [None, "b", None, 3])
+    assert [text.get_text() for text in ax.texts] == ["3", "None", "b"]
+    assert [len(points.get_offsets()) for points in ax.collections] == [1, 2, 1]
+
+
 def test_reconstructions_take_flat_images():
     flat = IMAGES.reshape(3, 20)
     same = plots.reconstructions(flat, flat, image_shape=(4, 5)).images[0].get_array()
@@ -270,11 +314,15 @@ NAN = np.full((2, 4), np.nan)
             {},
             "labels: expected at most 20 different ones, got 60",
         ),
+        (plots.latent_scatter, (CODES, np.full(60, np.nan)), {}, "labels: .* given NaN"),
         (plots.anomalies, (CODES,), {}, r"scores: expected shape \(n,\)"),
         (plots.anomalies, (SCORES, LABELS), {}, "outliers: expected bool"),
         (plots.anomalies, (SCORES, [True]), {}, "outliers: expected bool"),
         (plots.anomalies, (SCORES,), {"threshold": np.inf}, "threshold: expected finite"),
         (plots.anomalies, (SCORES,), {"threshold": [1, 2]}, "threshold: expected a number"),
+        (plots.image_rows, ({},), {}, "rows: expected at least one row"),
+        (plots.image_rows, ({"a": IMAGES, "b": IMAGES[1:]},), {}, "b: expected shape .* as a"),
+        (plots.image_rows, ({"a": IMAGES},), {"scale": "b"}, "scale: expected one of a, got 'b'"),
         (plots.reconstructions, (IMAGES, IMAGES[:2]), {}, "reconstructed: expected shape"),
         (plots.reconstructions, (IMAGES[:0], IMAGES[:0]), {}, "originals: expected shape"),
         (plots.reconstructions, (np.zeros((2, 20)), np.zeros((2, 20))), {}, "give image_shape"),

@@ -4,7 +4,7 @@
 
     base      colours, new axes, checks of what is drawn
     curves    learning_curve, latent_scatter, anomalies
-    images    reconstructions, noise_removal, training_strip, training_animation
+    images    image_rows, reconstructions, noise_removal, training_strip, training_animation
     speeds    speedup, roofline; times and numbers as text
     diagram   network
 
@@ -20,13 +20,14 @@ colour vision tell apart; lines also differ in their marks and bars carry their 
 from fastae.plots.base import COLOURS
 from fastae.plots.curves import anomalies, latent_scatter, learning_curve
 from fastae.plots.diagram import network
-from fastae.plots.images import noise_removal, reconstructions, training_animation, training_strip
+from fastae.plots.images import image_rows, noise_removal, reconstructions, training_animation, training_strip
 from fastae.plots.speeds import duration, roofline, significant, speedup
 
 __all__ = [
     "COLOURS",
     "anomalies",
     "duration",
+    "image_rows",
     "latent_scatter",
     "learning_curve",
     "network",

@@ -67,11 +67,11 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
-def as_images(
-    name: str, array: npt.ArrayLike, shape: tuple[int, int] | None, count: int | None = None
-) -> npt.NDArray[np.float64]:
+def as_images(name: str, array: npt.ArrayLike, shape: tuple[int, int] | None) -> npt.NDArray[np.float64]:
     """Return one image or more, (n, height, width); flat ones are square where no shape is given."""
     images = real_array(name, array)
+    if images.ndim == 4 and images.shape[1] == 1:  # as convolutions have them
+        images = images[:, 0]
     if images.ndim not in (2, 3) or images.size == 0:
         raise ValueError(
             f"{name}: expected shape (n, height, width) or (n, pixels), none of them 0, got {images.shape}"
@@ -84,6 +84,4 @@ def as_images(
         if shape[0] * shape[1] != pixels:
             raise ValueError(f"{name}: {pixels} pixels do not make an image of {shape}; give image_shape")
         images = images.reshape(-1, *shape)
-    if count is not None and len(images) != count:
-        raise ValueError(f"{name}: expected {count} images, got {len(images)}")
     return images

@@ -58,6 +58,8 @@ def learning_curve(
         raise ValueError("losses: expected at least one series, got none")
     series = {name: _finite_series(name, values) for name, values in named.items()}
     ax = new_axes(6.4, 3.8) if ax is None else ax
+    from matplotlib.ticker import MaxNLocator
+
     longest = max(map(len, series.values()))
     step = max(1, longest // 12)
     for i, (name, values) in enumerate(series.items()):
@@ -82,6 +84,7 @@ def learning_curve(
     ax.set_ylabel(ylabel)
     ax.set_ylim(bottom=0)
     ax.margins(x=0.01)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
     if title:
         ax.set_title(title)
     if any(series):
@@ -134,9 +137,13 @@ def latent_scatter(
         named = np.asarray(labels)
         if named.shape != (len(points),):
             raise ValueError(f"labels: expected shape ({len(points)},), one for each code, got {named.shape}")
+        if named.dtype.kind == "O":  # what cannot be sorted can still be written
+            named = named.astype(str)
         different = np.unique(named)
         if len(different) > _MOST_LABELS:
             raise ValueError(f"labels: expected at most {_MOST_LABELS} different ones, got {len(different)}")
+        if (different != different).any():
+            raise ValueError("labels: expected labels that equal themselves, given NaN")
         groups = [(name, points[named == name]) for name in different]
     ax = new_axes(6.4, 5.2) if ax is None else ax
     from matplotlib import patheffects

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +15,56 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-__all__ = ["noise_removal", "reconstructions", "training_animation", "training_strip"]
+__all__ = ["image_rows", "noise_removal", "reconstructions", "training_animation", "training_strip"]
 
 Images = npt.NDArray[np.float64]
 
 #: White pixels between images.
 _GAP = 1
+
+
+def image_rows(
+    rows: Mapping[str, npt.ArrayLike],
+    *,
+    scale: str | None = None,
+    image_shape: tuple[int, int] | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Axes:
+    """Show several rows of images below each other, each with its name.
+
+    Parameters
+    ----------
+    rows : mapping of str to array_like, shape (n, height, width), (n, 1, height, width) or (n, pixels)
+        The images by the name of their row, all of one number and size and in the same unit.
+    scale : str, optional
+        The row whose smallest and largest value are white and black in all of them; the first one when not
+        given.
+    image_shape, ax, title
+        As of `reconstructions`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        There is no row, they differ in shape, are empty, not finite, or cannot be shaped into images, or
+        `scale` names none of them.
+    ImportError
+        matplotlib is not installed.
+    """
+    if not rows:
+        raise ValueError("rows: expected at least one row of images, got none")
+    first = next(iter(rows))
+    scale = first if scale is None else scale
+    if scale not in rows:
+        raise ValueError(f"scale: expected one of {', '.join(rows)}, got {scale!r}")
+    checked = {name: as_images(name, images, image_shape) for name, images in rows.items()}
+    for name, images in checked.items():
+        _check_alike(first, checked[first], name, images)
+    return _rows(checked, checked[scale], ax, title)
 
 
 def reconstructions(
@@ -35,7 +79,7 @@ def reconstructions(
 
     Parameters
     ----------
-    originals, reconstructed : array_like of real numbers, shape (n, height, width) or (n, pixels)
+    originals, reconstructed : array_like, shape (n, height, width), (n, 1, height, width) or (n, pixels)
         The images, in the same unit. Both rows use the same grey scale, from the smallest to the
         largest value of the originals; the largest is black, which saves ink.
     image_shape : tuple of int, optional
@@ -77,7 +121,7 @@ def noise_removal(
 
     Parameters
     ----------
-    noisy, denoised : array_like of real numbers, shape (n, height, width) or (n, pixels)
+    noisy, denoised : array_like, shape (n, height, width), (n, 1, height, width) or (n, pixels)
         The images, in the same unit.
     clean : array_like, of the same shape, optional
         The images without noise: a third row, and the grey scale of all, from their smallest to their
@@ -121,7 +165,7 @@ def training_strip(
 
     Parameters
     ----------
-    images : array_like of real numbers, shape (n, height, width) or (n, pixels)
+    images : array_like, shape (n, height, width), (n, 1, height, width) or (n, pixels)
         The reconstructions in the order of the epochs.
     original : array_like, shape (height, width) or (pixels,), optional
         The image itself: put last, and its values are the grey scale of all.
@@ -242,15 +286,8 @@ def _over_time(
     first = None
     if original is not None:
         alone = real_array("original", original)
-        if (
-            alone.size != shown[0].size
-            or alone.ndim not in (1, 2)
-            or alone.shape
-            not in (
-                shown.shape[1:],
-                (shown[0].size,),
-            )
-        ):
+        alone = alone[0] if alone.ndim == 3 and len(alone) == 1 else alone
+        if alone.shape not in (shown.shape[1:], (shown[0].size,)):
             raise ValueError(f"original: expected shape {shown.shape[1:]}, as images, got {alone.shape}")
         first = alone.reshape(1, *shown.shape[1:])
     numbers = list(range(1, len(shown) + 1)) if epochs is None else list(epochs)
