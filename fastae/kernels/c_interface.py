@@ -177,7 +177,7 @@ def _plan_fields() -> list[str]:
 # -- the header ----------------------------------------------------------------------------------
 
 
-def _wrapped(text: str, indent: str, width: int = 116) -> str:
+def _wrapped(text: str, indent: str, width: int = 112) -> str:
     """Break a line of C at its commas."""
     lines, line = [], ""
     for part in text.split(", "):
@@ -272,6 +272,12 @@ def comment(table: ModuleType, f: Function) -> str:
         lines.append(_filled(says, f" *   {a.name:<16} ", " " + "*" + " " * 20))
     if sizes := [f"{d} >= {least}" for d, least in kernel.at_least.items()]:
         lines.append(f" *   {', '.join(sizes)}")
+    for d, rule in kernel.derived.items():
+        if d not in kernel.workspace_dims:
+            names = {name: name for name in _symbols(table, kernel)}
+            text = _as_text(rule, names, to_read=True).replace("0 - ", "-")
+            text = text[1:-1] if text.startswith("(") else text
+            lines.append(_filled(f"{d} = {text}", " *   ", " *   "))
     if demands := [text for text, _ in kernel.demands]:
         lines.append(_filled("; ".join(demands), " *   ", " *   "))
     text = "\n".join(lines).replace("*/", "* /")
@@ -361,20 +367,28 @@ class _Fork(Exception):
         self.condition = condition
 
 
-class _Term:
-    """Stands for an int64_t in a rule of the table; arithmetic on it gives the C text of that arithmetic."""
+_SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "floor_divide": "/", "modulo": "%"}
 
-    def __init__(self, text: str, path: _Path) -> None:
+
+class _Term:
+    """Stands for an int64_t in a rule of the table; arithmetic on it gives the text of that arithmetic."""
+
+    def __init__(self, text: str, path: _Path, sign: str = "") -> None:
         self.text = text
         self.path = path
+        self.sign = sign  # of a text to be read, which then is in brackets
 
     def _call(self, function: str, *operands: Any) -> _Term:
-        texts = (o.text if isinstance(o, _Term) else f"INT64_C({int(o)})" for o in operands)
-        return _Term(f"{function}({', '.join(texts)}, &overflow)", self.path)
+        left, right = (self.path.text(o) for o in operands)
+        if self.path.to_read:
+            sign, signs = _SIGNS[function], [getattr(o, "sign", "") for o in operands]
+            left = left[1:-1] if signs[0] and (sign in "+-" or signs[0] == sign == "*") else left
+            right = right[1:-1] if signs[1] == "*" and sign in "+-" else right
+            return _Term(f"({left} {sign} {right})", self.path, sign)
+        return _Term(f"{function}({left}, {right}, &overflow)", self.path)
 
     def _compare(self, operator: str, other: Any) -> _Condition:
-        text = other.text if isinstance(other, _Term) else f"INT64_C({int(other)})"
-        return _Condition(f"{self.text} {operator} {text}", self.path)
+        return _Condition(f"{self.text} {operator} {self.path.text(other)}", self.path)
 
     def __add__(self, other):
         return self._call("add", self, other)
@@ -432,10 +446,17 @@ class _Condition(_Term):
 
 
 class _Path:
-    """One way through a rule: the answers to what it asks, in order."""
+    """One way through a rule: the answers to what it asks, in order; and whether a reader reads it or C."""
 
-    def __init__(self, answers: tuple[bool, ...]) -> None:
+    def __init__(self, answers: tuple[bool, ...], to_read: bool) -> None:
         self.answers = iter(answers)
+        self.to_read = to_read
+
+    def text(self, value: Any) -> str:
+        """A term or a number as text."""
+        if isinstance(value, _Term):
+            return value.text
+        return str(int(value)) if self.to_read else f"INT64_C({int(value)})"
 
     def decide(self, condition: str) -> bool:
         for answer in self.answers:
@@ -443,15 +464,21 @@ class _Path:
         raise _Fork(condition)
 
 
-def _as_c(rule: Callable[[Any], Any], symbols: dict[str, str], answers: tuple[bool, ...] = ()) -> str:
+def _as_text(
+    rule: Callable[[Any], Any],
+    symbols: dict[str, str],
+    answers: tuple[bool, ...] = (),
+    *,
+    to_read: bool = False,
+) -> str:
     """A rule of the table as a C expression; where it asks, as max() does, both answers are followed."""
-    path = _Path(answers)
+    path = _Path(answers, to_read)
     try:
         found = rule(SimpleNamespace(**{name: _Term(text, path) for name, text in symbols.items()}))
     except _Fork as fork:
-        yes, no = (_as_c(rule, symbols, (*answers, answer)) for answer in (True, False))
+        yes, no = (_as_text(rule, symbols, (*answers, answer), to_read=to_read) for answer in (True, False))
         return f"({fork.condition} ? {yes} : {no})"
-    return found.text if isinstance(found, _Term) else f"INT64_C({int(found)})"
+    return path.text(found)
 
 
 def implementation(table: ModuleType, version: str) -> str:
@@ -506,10 +533,10 @@ def _rules(table: ModuleType, kernel: Any) -> str:
     symbols = _symbols(table, kernel)
     lines = []
     for text, holds in kernel.demands:
-        lines.append(f"    if (!({_as_c(holds, symbols)})) return FASTAE_ERROR_SIZE; /* {text} */")
+        lines.append(f"    if (!({_as_text(holds, symbols)})) return FASTAE_ERROR_SIZE; /* {text} */")
     for name, rule in kernel.derived.items():
         place = kernel.dims.index(name)
-        lines.append(f"    const int64_t {name}_ = {_as_c(rule, symbols)};")
+        lines.append(f"    const int64_t {name}_ = {_as_text(rule, symbols)};")
         lines.append(f"    if (!overflow && {name}_ < 1) return FASTAE_ERROR_SIZE;")
         lines.append(f"    derived[{place}] = {name}_;")
         symbols[name] = f"{name}_"
