@@ -375,8 +375,8 @@ def register_backend(name: str, module: ModuleType) -> Backend:
         ``dense_adam``), a bool.
     ``Executor``
         A class: ``Executor(program, arena, n_threads).run(routine, data, target, order, *, weights, losses,
-        out, control)``. `n_threads` may be None: it chooses. For kernels that Python calls one at a time it
-        is written already::
+        out, control)``, as ``fastae.executor.PythonExecutor`` describes it; ``n_threads`` is None where it is
+        left to the executor. For kernels that Python calls one at a time it is written already::
 
             class Executor(fastae.executor.PythonExecutor):
                 kernels = sys.modules[__name__]

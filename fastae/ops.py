@@ -18,8 +18,8 @@ made from the rows of :mod:`fastae.kernels.table`, each when it is first asked f
   whole call (int64 for indices). Nothing is converted, nothing copied.
 - An array of another library will do where its memory is the CPU's and is all of this: one with
   ``__dlpack__`` (PyTorch, JAX), with ``__array_interface__`` or with the buffer protocol (memoryview,
-  array.array, ctypes). As a state or as ``out`` it must be writeable too, and what is returned for it is an
-  ndarray on its memory.
+  array.array, ctypes). As a state or as ``out`` it must be writeable too, which by DLPack it is from NumPy
+  2.1 on, and what is returned for it is an ndarray on its memory.
 - ``out`` takes the array to write the result to, or a tuple of arrays where there are several results; None
   in the tuple leaves an optional result out. Without ``out`` the results are allocated.
 - States are updated in place.

@@ -332,6 +332,39 @@ def test_threads_on_separate_arrays(same_bits):
         same_bits(one, other, "of a thread")
 
 
+def test_threads_run_one_plan_on_separate_arenas(same_bits):
+    rng = np.random.default_rng(0)
+    net = fastae.Network(encoder=[fastae.Dense(9, "tanh")], decoder=[fastae.Dense(30)], input_shape=30)
+    trainer = fastae.Trainer(net, batch_size=4, seed=0, backend="cython")
+    block = fastae.plan(trainer, routines="reconstruct")
+    X = [rng.uniform(size=(50, 30)).astype("f4") for _ in range(8)]
+    arenas = [cython.open_plan(block) for _ in X]
+    found = [np.full_like(x, np.nan) for x in X]
+    plan, start = arenas[0].plan, threading.Barrier(8)
+
+    @numba.njit(nogil=True)
+    def user(plan, arena, x, y):
+        code = 0
+        for _ in range(200):
+            code |= cython.run(plan, arena, cython.RECONSTRUCT, len(x), x, None, y, None)
+        return code
+
+    codes = [user(plan, arenas[0].arena, X[0], found[0])] + [1] * 8
+
+    def work(i: int) -> None:
+        start.wait()
+        codes[i + 1] = user(plan, arenas[i].arena, X[i], found[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert codes == [0] * 9
+    for x, y in zip(X, found, strict=True):
+        same_bits(y, trainer.reconstruct(x), "of a thread")
+
+
 USER = """
 import json, sys, time
 from numba import njit

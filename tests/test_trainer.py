@@ -123,8 +123,8 @@ READ_ONLY.flags.writeable = False
 UNALIGNED = np.zeros(GOOD.nbytes + 1, np.uint8)[1:].view(np.float64).reshape(GOOD.shape)
 
 BAD_DATA = {
-    "list": (GOOD.tolist(), TypeError, ["numpy.ndarray", "list"]),
-    "masked": (np.ma.masked_array(GOOD), TypeError, ["numpy.ndarray", "MaskedArray"]),
+    "list": (GOOD.tolist(), TypeError, ["an ndarray", "list"]),
+    "masked": (np.ma.masked_array(GOOD), TypeError, ["an ndarray", "MaskedArray"]),
     "float32": (GOOD.astype(np.float32), TypeError, ["float64", "float32"]),
     "integers": (GOOD.astype(np.int64), TypeError, ["float64", "int64"]),
     "other byte order": (GOOD.astype(">f8"), TypeError, ["float64", ">f8"]),
@@ -160,7 +160,7 @@ ARGUMENTS_OF_FIT = [
     ({"target": NAN}, ValueError, ["target", "finite", "row 3, column 2"]),
     ({"target": rows(20, 5)}, ValueError, ["target", "(N, 9)", "(20, 5)"]),
     ({"validation_data": (GOOD,)}, ValueError, ["validation_data", "(X, target)", "tuple of 1"]),
-    ({"validation_data": [GOOD, GOOD]}, TypeError, ["validation_data", "numpy.ndarray", "list"]),
+    ({"validation_data": [GOOD, GOOD]}, TypeError, ["validation_data", "an ndarray", "list"]),
     ({"validation_data": NAN}, ValueError, ["validation_data", "finite"]),
     ({"validation_data": rows(3, 8)}, ValueError, ["validation_data", "(N, 9)", "(3, 8)"]),
     ({"validation_data": (GOOD, None, [1.0])}, ValueError, ["validation_data[2]", "(20,)", "(1,)"]),
@@ -252,7 +252,7 @@ def test_bad_arguments_of_the_trainer(arguments, error, texts):
 @pytest.mark.parametrize(
     ("out", "error", "texts"),
     [
-        ([0.0], TypeError, ["numpy.ndarray", "list"]),
+        ([0.0], TypeError, ["an ndarray", "list"]),
         (np.empty((20, CODE), np.float32), TypeError, ["float64", "float32"]),
         (np.empty((19, CODE)), ValueError, ["(20, 4)", "(19, 4)"]),
         (np.empty(20 * CODE), ValueError, ["(20, 4)", "(80,)"]),
