@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from .machine import IMPORTS, fresh_python
-from .summary import FIRST_CALL, IMPORT
+from .summary import FIRST_CALL, HELP, IMPORT, PYTHON
 
 HEAVY = ("numba", "scipy", "sklearn", "matplotlib", "torch", "tqdm")
+
+COMMANDS = {PYTHON: ("-c", "pass"), HELP: ("-m", "fastae", "--help")}
 
 FIRST_STEP = """
 import sys
@@ -33,6 +35,14 @@ def test_import(label, measure):
     )
     assert loaded.strip() == "[]", f"{IMPORTS[label]!r} imports what it should not"
     measure(fresh_python, ("-c", IMPORTS[label]), group=IMPORT, backend=label, rounds=9)
+
+
+@pytest.mark.parametrize("label", COMMANDS)
+def test_command(label, measure):
+    """``fastae --help`` beside Python's own start, which is all that it should take to be read."""
+    said = fresh_python(*COMMANDS[label])
+    assert said.startswith("usage: fastae") or label == PYTHON
+    measure(fresh_python, COMMANDS[label], group=IMPORT, backend=label, rounds=9)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""AutoEncNet's reconstruction of 1 and of 1000 rows: through ``Trainer.reconstruct``, and as a plan."""
+"""AutoEncNet reconstructs 1 and 1000 rows: by ``Trainer.reconstruct``, and as a plan in C and in Numba."""
 
 import ctypes
 
@@ -72,6 +72,38 @@ def test_plan(rows, dtype, measure):
         arguments,
         group=f"inference of {rows} row{'s' * (rows > 1)}",
         backend="cython, plan",
+        dtype=dtype,
+        **problem.cost(dtype, rows=rows),
+        instruction_set=instruction_set(backend.load("cython").module),
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 1000])
+def test_plan_from_numba(rows, dtype, measure):
+    """What a loop of Numba's pays that runs a plan, one row at a time."""
+    from numba import njit
+
+    from fastae.numba_kernels import cython
+
+    @njit(nogil=True)
+    def stream(plan, arena, images, out):
+        for i in range(len(images)):
+            cython.run(plan, arena, cython.RECONSTRUCT, 1, images[i], None, out[i], None)
+
+    problem = contenders.problem("autoencnet")
+    images = np.ascontiguousarray(problem.images[:rows], dtype)
+    trainer = fastae.Trainer.from_recipe(problem.net, dtype=dtype, seed=0)
+    opened = cython.open_plan(fastae.plan(trainer, batch_size=1, routines="reconstruct"))
+    out = np.full_like(images, np.nan)
+    arguments = (opened.plan, opened.arena, images, out)
+    stream(*arguments)
+    several = slice(5 * problem.batch)
+    assert_close(out[several], contenders.autoencnet_output(trainer.weights, images[several]), dtype, "numba")
+    measure(
+        stream,
+        arguments,
+        group=f"inference of {rows} row{'s' * (rows > 1)}",
+        backend="cython, plan in njit, row by row",
         dtype=dtype,
         **problem.cost(dtype, rows=rows),
         instruction_set=instruction_set(backend.load("cython").module),

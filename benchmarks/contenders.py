@@ -339,7 +339,7 @@ class TorchEager:
             return self.forward(self.torch.from_numpy(x)).numpy()
 
     def _train_mode(self, wanted: bool) -> None:
-        """Have batch normalisation use the batch or what it has gathered; looked up, as setting costs time."""
+        """Have batch normalisation use the batch, or what it has gathered; looked at first, for speed."""
         if isinstance(self.forward, self.torch.nn.Module) and self.forward.training != wanted:
             self.forward.train(wanted)
 

@@ -72,7 +72,7 @@ class Worker:
         self.contenders: dict[str, Any] = {}
 
     def make(self, system: str, rows: int) -> dict[str, Any]:
-        """Make the contenders of a system; their first losses, outputs of so many rows, or why there are none."""
+        """Make the contenders of a system; first losses, outputs of so many rows, or why there are none."""
         from .contenders import CHECKED, problem
 
         self.contenders.clear()

@@ -2,7 +2,8 @@
 
 ::
 
-    python -m benchmarks.peers [--systems NAME,...] [--threads 1,2] [--seconds S] [--out FOLDER] [--readme FILE]
+    python -m benchmarks.peers [--systems NAME,...] [--threads 1,2] [--seconds S]
+                               [--out FOLDER] [--readme FILE]
 
 Every library has a process of its own for each number of threads; they take turns, the others resting
 meanwhile. All begin from the same weights and see the same float32 batches, and nothing is timed before
@@ -47,6 +48,11 @@ LEAST_ROUNDS = 7
 TURN = 0.010  # seconds
 #: Of a float32 reconstruction, a number between 0 and 1 or so.
 OUTPUT_TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}
+
+MLP_CANNOT = (
+    "MLPRegressor, with one activation for all hidden layers and none at the end, can be none of these "
+    "networks; see Autoencoder.fit in the benchmarks"
+)
 
 BEGIN, END = "<!-- begin: output of make peers -->", "<!-- end: output of make peers -->"
 
@@ -327,11 +333,11 @@ def circumstances(libraries: Mapping[str, str], roof: Mapping[int, Limits]) -> l
         f"{r.threads} thread{'s' * (r.threads > 1)}: {r.gflops:.0f} GFLOP/s, {r.bandwidth:.0f} GB/s"
         for r in roof.values()
     )
+    machine = f"{date.today()}, {cpu}, {os.cpu_count()} processors, {platform.system()}"
+    versions = ", ".join(f"{name} {number}" for name, number in libraries.items())
     return [
-        f"{date.today()}, {cpu}, {os.cpu_count()} processors, {platform.system()}, "
-        f"Python {platform.python_version()}, NumPy {np.__version__}.",
-        ", ".join(f"{name} {number}" for name, number in libraries.items())
-        + f"; cython: {described['instruction set']}, {described['compiler']}.",
+        f"{machine}, Python {platform.python_version()}, NumPy {np.__version__}.",
+        f"{versions}; cython: {described['instruction set']}, {described['compiler']}.",
         f"Limits measured in the same run (float32): {peaks}.",
     ]
 
@@ -455,8 +461,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     versions = installed()
     missing = {
-        "scikit-learn": "none of these networks can be said to MLPRegressor, which has one activation for all "
-        + "hidden layers and none at the end; see Autoencoder.fit in the benchmarks",
+        "scikit-learn": MLP_CANNOT,
     }
     missing |= {name: "not installed" for name in libraries if name not in versions}
     wrong: list[str] = []

@@ -39,7 +39,7 @@ def markdown(run: Mapping, pictures: Sequence[str] = ()) -> str:
         text += ["", "## Headline ratios", "", "| ratio of medians | measured | goal |", "|---|---:|---:|"]
     for headline in headlines:
         text.append(f"| {headline.label} | {headline.ratio:.2f}x | {headline.goal_text} |")
-    if cost := summary.import_cost(rows):
+    for cost in filter(None, (summary.import_cost(rows), summary.help_cost(rows))):
         text += ["", cost + "."]
     for name in pictures:
         text += ["", f"![{Path(name).stem}]({name})"]

@@ -1,8 +1,9 @@
 """Find anomalies: train on clean images, then single out the 3 % of new ones that are noisy.
 
 The score of an image is minus the error of its reconstruction. Beside it, on the same images: the error of
-a PCA with as many components, and an isolation forest. Of the bundled digits a PCA twice as wide finds as much:
-noise has a share in every direction that is left out, but narrow ones leave out much of the digits as well.
+a PCA with as many components, and an isolation forest. Of the bundled digits a PCA twice as wide finds as
+much: noise has a share in every direction that is left out, but narrow ones leave out much of the digits
+as well.
 """
 
 import numpy as np

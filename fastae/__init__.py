@@ -28,8 +28,16 @@ if TYPE_CHECKING:  # what type checkers and editors read instead of _HOME
         plans,
         plots,
         program,
+        tables,
     )
-    from fastae.backend import available_backends, get_backend, set_backend, show_versions, use_backend
+    from fastae.backend import (
+        available_backends,
+        get_backend,
+        register_backend,
+        set_backend,
+        show_versions,
+        use_backend,
+    )
     from fastae.callbacks import (
         Callback,
         Checkpoint,
@@ -84,8 +92,10 @@ _HOME = {
     "plans": "plans",
     "plots": "plots",
     "program": "program",
+    "tables": "tables",
     "available_backends": "backend",
     "get_backend": "backend",
+    "register_backend": "backend",
     "set_backend": "backend",
     "show_versions": "backend",
     "use_backend": "backend",
@@ -194,8 +204,10 @@ __all__ = [
     "plans",
     "plots",
     "program",
+    "register_backend",
     "set_backend",
     "show_versions",
+    "tables",
     "use_backend",
 ]
 

@@ -10,11 +10,16 @@
 
 A backend is one module holding every kernel of :mod:`fastae.kernels.table`. There is no fallback from one
 to another: a backend that was asked for runs, or an error says why it cannot.
+
+Four belong to fastae. Others come from :func:`register_backend`, which says what such a module must have, or
+from installed packages with an entry point in the group ``fastae.backends``. They are chosen by name alone.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,18 +28,26 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import FunctionType, MappingProxyType, ModuleType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from fastae.kernels.table import KERNELS
+from fastae.executor import processors_present
+from fastae.kernels.table import KERNELS, Kernel
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = [
     "ENVIRONMENT",
+    "GROUP",
     "NAMES",
     "Backend",
     "available_backends",
     "check",
     "get_backend",
+    "is_known",
+    "known",
     "load",
+    "register_backend",
     "resolve",
     "set_backend",
     "show_versions",
@@ -45,6 +58,9 @@ __all__ = [
 #: The environment variable that names the backend of a process.
 ENVIRONMENT = "FASTAE_BACKEND"
 
+#: The group of entry points by which an installed package brings backends: name = module.
+GROUP = "fastae.backends"
+
 _MODULES = {
     "scalar": "fastae.kernels.scalar",
     "numpy": "fastae.kernels.vector",
@@ -52,10 +68,8 @@ _MODULES = {
     "cython": "fastae.kernels.compiled",
 }
 
-#: The names of the backends.
+#: The names of fastae's own backends.
 NAMES = tuple(_MODULES)
-
-_KNOWN = ", ".join(NAMES)
 
 _BEST_FIRST = ("cython", "numba", "numpy", "scalar")
 
@@ -66,7 +80,7 @@ _INSTALL = {
     "cython": "install a wheel of fastae, or build it from source with a C compiler (pip install .)",
 }
 
-#: What a backend has beside its kernels; see the docstrings of the four modules.
+#: What a backend has beside its kernels; see `register_backend`.
 _BESIDE = ("PADDED", "FUSED_UPDATE", "prepare", "describe", "Executor")
 
 
@@ -77,7 +91,7 @@ class Backend:
     Attributes
     ----------
     name : str
-        One of ``NAMES``.
+        One of ``NAMES``, or of those that were registered or come from other packages.
     module : module
         The module it came from.
     kernels : mapping of str to callable
@@ -126,7 +140,7 @@ def resolve(backend: str | Backend | None = None) -> Backend:
     if type(backend) is Backend:
         return backend
     if not isinstance(backend, str):
-        raise TypeError(f"backend: expected one of {_KNOWN}, given {type(backend).__name__}")
+        raise TypeError(f"backend: expected one of {', '.join(known())}, given {type(backend).__name__}")
     return load(backend)
 
 
@@ -138,7 +152,7 @@ def set_backend(backend: str | Backend | None) -> None:
     Parameters
     ----------
     backend : str, Backend or None
-        "scalar", "numpy", "numba" or "cython". None takes the choice back.
+        "scalar", "numpy", "numba", "cython" or another of `available_backends`. None takes the choice back.
 
     Raises
     ------
@@ -161,7 +175,7 @@ def use_backend(backend: str | Backend) -> Iterator[Backend]:
     Parameters
     ----------
     backend : str or Backend
-        "scalar", "numpy", "numba" or "cython".
+        "scalar", "numpy", "numba", "cython" or another of `available_backends`.
 
     Yields
     ------
@@ -208,8 +222,9 @@ def get_backend() -> str:
 def available_backends() -> dict[str, str | None]:
     """Every backend, with the reason when it is unavailable.
 
-    Numba is looked for but not imported, which takes a second: what is wrong inside an installed Numba
-    is only seen when the backend is used.
+    Those of fastae come first, then those that were registered, then those of installed packages. Numba is
+    looked for but not imported, which takes a second: what is wrong inside an installed Numba is only seen
+    when the backend is used. Backends of other packages are imported.
 
     Returns
     -------
@@ -221,7 +236,22 @@ def available_backends() -> dict[str, str | None]:
     >>> [name for name, reason in fastae.available_backends().items() if reason is None]
     ['scalar', 'numpy', 'numba', 'cython']
     """
-    return {name: _reason(name) for name in NAMES}
+    return {name: _reason(name) for name in known()}
+
+
+def known() -> tuple[str, ...]:
+    """List the name of every backend: fastae's own, those registered, those of installed packages.
+
+    Returns
+    -------
+    tuple of str
+    """
+    return tuple(dict.fromkeys((*NAMES, *_loaded, *_installed())))
+
+
+def is_known(name: object) -> bool:
+    """Whether a backend has this name; whether it can be loaded is another matter."""
+    return name in NAMES or name in known()  # finding all of them takes a while
 
 
 def _of_environment() -> Backend | None:
@@ -272,7 +302,7 @@ def load(name: str) -> Backend:
     Parameters
     ----------
     name : str
-        One of ``NAMES``.
+        One of :func:`known`.
 
     Returns
     -------
@@ -283,15 +313,16 @@ def load(name: str) -> Backend:
     ValueError
         If the name is unknown.
     ImportError
-        If a dependency is missing, or the extension modules were not built.
-    AttributeError, RuntimeError
+        If a dependency is missing, or the extension modules were not built; if the package that brings the
+        backend cannot be imported; the message names it.
+    AttributeError, TypeError, RuntimeError, ValueError
         From :func:`check`.
     """
     loaded = _loaded.get(name)
     if loaded is not None:
         return loaded
     if name not in _MODULES:
-        raise ValueError(f"backend: expected one of {_KNOWN}, given {name!r}")
+        return _load_installed(name)
     if missing := _missing(name):
         raise ImportError(missing)
     try:
@@ -307,6 +338,155 @@ def _missing(name: str) -> str | None:
     return f"backend {name!r} needs {', '.join(missing)}: {_INSTALL[name]}" if missing else None
 
 
+# Backends of other packages -------------------------------------------------------------------------------
+
+# Lower case, so that no two names differ by it alone; the sections of `versions` keep theirs.
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,49}")
+_RESERVED = ("fastae", "backends", "libraries")
+
+
+def register_backend(name: str, module: ModuleType) -> Backend:
+    """Add a backend of your own, complete and checked, to be chosen by its name.
+
+    ``set_backend``, ``use_backend``, ``FASTAE_BACKEND`` (of a process that registers it before it computes)
+    and every ``backend=`` argument take the name then, and `available_backends` and `show_versions` list it.
+    An installed package need not call this: an entry point in the group ``fastae.backends`` brings its
+    backend when it is asked for. In the package's ``pyproject.toml``::
+
+        [project.entry-points."fastae.backends"]
+        counting = "fastae_counting.backend"
+
+    The module must have
+
+    every kernel of the table
+        ``fastae.kernels.table.KERNELS``, under the name of its row, taking the row's arguments by position in
+        the order stated there (inputs, saved tensors, constants, workspaces, states, outputs). Arrays are
+        C-contiguous, one dtype for the call; an absent optional one has size 0. Outputs are overwritten,
+        states updated, nothing is raised or returned.
+    ``prepare(array)``
+        What the kernels take in place of an ndarray; the array itself where that will do.
+    ``describe()``
+        A dict of str to str for `show_versions`.
+    ``PADDED``
+        Whether a Program is laid out with padded rows (see CONTRIBUTING.md), a bool. Only an executor of
+        your own can read such a Program.
+    ``FUSED_UPDATE``
+        Whether the update of a dense layer is one instruction with its gradient (``dense_sgd``,
+        ``dense_adam``), a bool.
+    ``Executor``
+        A class: ``Executor(program, arena, n_threads).run(routine, data, target, order, *, weights, losses,
+        out, control)``. `n_threads` may be None: it chooses. For kernels that Python calls one at a time it is written already::
+
+            class Executor(fastae.executor.PythonExecutor):
+                kernels = sys.modules[__name__]
+    ``BORROWS``, optional
+        Names of fastae's backends whose kernels this one calls, as ``("numpy",)`` for one that measures
+        them. What is not named there is refused, so that a figure is of what it says.
+
+    Kernels are written in this module, or in the same package. ``fastae.kernels.vector`` is an example.
+
+    Parameters
+    ----------
+    name : str
+        Lower-case letters, digits, "_" and "-", a letter first; 50 at most.
+    module : module
+        Registering a module under its name again checks it anew and takes its kernels as they are now.
+
+    Returns
+    -------
+    Backend
+
+    Raises
+    ------
+    TypeError
+        If the name is no str, ``module`` no module, or a kernel takes other arguments than its row has; all
+        such are listed.
+    ValueError
+        If the name is invalid or taken, or something beside the kernels is not as stated above.
+    AttributeError
+        If anything is missing; all of it is listed.
+    RuntimeError
+        If a kernel of another backend is called and not declared.
+
+    Examples
+    --------
+    >>> import counting
+    >>> fastae.register_backend("counting", counting)
+    Backend(name='counting', ...)
+    >>> fastae.set_backend("counting")
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected a str, given {type(name).__name__}")
+    if not isinstance(module, ModuleType):
+        raise TypeError(f"module: expected a module, given {type(module).__name__}")
+    if wrong := _wrong_name(name):
+        raise ValueError(f"name: expected {wrong}, given {name!r}")
+    before = _loaded.get(name)
+    if before is not None and before.module.__name__ != module.__name__:
+        raise ValueError(
+            f"name: expected one that is not taken, given {name!r}, the backend of {before.module.__name__}"
+        )
+    for entry in _installed().get(name, ()):  # a package may register what its entry point names
+        if entry.module != module.__name__:
+            raise ValueError(
+                f"name: expected one that is not taken, given {name!r}, the backend of {_package(entry)}"
+            )
+    backend = _loaded[name] = check(name, module)
+    return backend
+
+
+def _wrong_name(name: str) -> str | None:
+    """What a name should have been, where it is invalid or fastae's own."""
+    if not _NAME.fullmatch(name):
+        return "a letter, then letters, digits, '_' and '-', 50 at most, all lower case"
+    return "a name that is not fastae's own" if name in (*NAMES, *_RESERVED) else None
+
+
+def _installed() -> dict[str, list[EntryPoint]]:
+    """Find the entry points of installed packages by name; warn of those whose name cannot be used."""
+    from importlib.metadata import entry_points  # slow, and needed for unknown names alone
+
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=GROUP):
+        if wrong := _wrong_name(entry.name):
+            import warnings
+
+            warnings.warn(
+                f"backend {entry.name!r} of {_package(entry)} is left out: expected {wrong}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        else:
+            found.setdefault(entry.name, []).append(entry)
+    return found
+
+
+def _package(entry: EntryPoint) -> str:
+    """Name the package that brings an entry point."""
+    name = f"the package {entry.dist.name} {entry.dist.version}" if entry.dist else "an unnamed package"
+    return f"{name} ({entry.value})"
+
+
+def _load_installed(name: str) -> Backend:
+    entries = _installed().get(name, [])
+    if not entries:
+        raise ValueError(f"backend: expected one of {', '.join(known())}, given {name!r}")
+    if len(entries) > 1:
+        packages = " and ".join(map(_package, entries))
+        raise ImportError(f"backend {name!r} is brought by {packages}: uninstall all but one")
+    (entry,) = entries
+    try:
+        module = entry.load()
+    except Exception as error:  # another's code: whatever it raises, the package is named
+        reason = f"{type(error).__name__}: {error}"
+        raise ImportError(f"backend {name!r} of {_package(entry)} cannot be imported: {reason}") from error
+    if not isinstance(module, ModuleType):
+        raise ImportError(
+            f"backend {name!r} of {_package(entry)}: expected a module, given {type(module).__name__}"
+        )
+    return _loaded.setdefault(name, check(name, module))
+
+
 # Checking -------------------------------------------------------------------------------------------------
 
 
@@ -314,11 +494,14 @@ def check(name: str, module: ModuleType) -> Backend:
     """Compare a module with the table.
 
     Every row must be there as a callable, and every one must have been written in this module, in a
-    submodule of it, or in a file beside it that begins with its name. A kernel's home is the ``__module__``
+    submodule of it, or in a file beside it that begins with its name (for a backend that is not fastae's:
+    anywhere in its package). A kernel's home is the ``__module__``
     of the function under it (``py_func`` for one compiled by Numba), or of its class where it is a callable
     object. A wrapper written at home around
     another backend's kernel is found by the name it reaches it by: no global or closure of a kernel, and no
-    name of the module, may stand for another backend's module or for something written there.
+    name of the module, may stand for another backend's module or for something written there. A backend that
+    is not fastae's may declare in ``BORROWS`` whose it calls; what its kernels take is compared too, where
+    Python knows it.
 
     Parameters
     ----------
@@ -336,19 +519,29 @@ def check(name: str, module: ModuleType) -> Backend:
     AttributeError
         If a kernel, or one of PADDED, FUSED_UPDATE, prepare, describe, Executor, is missing or cannot be
         called; all of them are listed.
+    TypeError
+        If a kernel takes other arguments than its row has; all such are listed.
+    ValueError
+        If PADDED, FUSED_UPDATE, Executor or BORROWS is not what it must be.
     RuntimeError
         If a kernel is borrowed from elsewhere.
     """
+    own = module.__name__ in _MODULES.values()
     kernels: dict[str, Any] = {row: getattr(module, row, None) for row in KERNELS}
     absent = [row for row, kernel in kernels.items() if not callable(kernel)]
     absent += [attribute for attribute in _BESIDE if not hasattr(module, attribute)]
     if absent:
         raise AttributeError(f"backend {name!r} is incomplete: {module.__name__} lacks {', '.join(absent)}")
-    borrowed = _foreign(vars(module), module)
+    lent = () if own else _lenders(name, module)
+    if not own:
+        _check_arguments(name, kernels)
+        _check_beside(name, module)
+    homes = (module.__name__ if own else module.__name__.partition(".")[0], *lent)
+    borrowed = _foreign(vars(module), module, lent)
     for row, kernel in kernels.items():
-        if not _within(_home(kernel), module.__name__):
+        if not any(_within(_home(kernel), home) for home in homes):
             borrowed.append(f"{row} from {_home(kernel)}")
-        borrowed += [f"{row} by {foreign}" for foreign in _foreign(_reached(kernel), module)]
+        borrowed += [f"{row} by {foreign}" for foreign in _foreign(_reached(kernel), module, lent)]
     if borrowed:
         raise RuntimeError(f"backend {name!r} borrows kernels: {', '.join(dict.fromkeys(borrowed))}")
     return Backend(name, module, MappingProxyType(kernels), _preparation(module))
@@ -386,15 +579,76 @@ def _reached(kernel: object) -> dict[str, object]:
     return reached | {f"closure {i}": cell.cell_contents for i, cell in enumerate(function.__closure__ or ())}
 
 
-def _foreign(names: Mapping[str, object], module: ModuleType) -> list[str]:
-    """List the names that stand for another backend's module, or for something written in it."""
-    others = [other for other in _MODULES.values() if other != module.__name__]
+def _foreign(names: Mapping[str, object], module: ModuleType, lent: tuple[str, ...]) -> list[str]:
+    """List the names that stand for a module that another backend has not lent, or for something in it."""
+    others = [other for other in _MODULES.values() if other not in (module.__name__, *lent)]
     found = []
     for name, value in names.items():
         home = value.__name__ if isinstance(value, ModuleType) else _home(value) if callable(value) else None
         if any(_within(home, other) for other in others):
             found.append(f"{name} from {home}")
     return found
+
+
+def _lenders(name: str, module: ModuleType) -> tuple[str, ...]:
+    """Name the modules of the backends whose kernels a module says it calls."""
+    borrows = getattr(module, "BORROWS", ())
+    if not isinstance(borrows, tuple) or not all(isinstance(b, str) and b in _MODULES for b in borrows):
+        raise ValueError(
+            f"backend {name!r}: BORROWS: expected a tuple of names out of {', '.join(NAMES)}, "
+            f"given {borrows!r}"
+        )
+    return tuple(_MODULES[b] for b in borrows)
+
+
+def _check_arguments(name: str, kernels: Mapping[str, Callable[..., Any]]) -> None:
+    """Refuse kernels that cannot be called with the arguments of their rows."""
+    wrong = []
+    for row, kernel in kernels.items():
+        try:
+            found = inspect.signature(kernel)
+        except ValueError:  # written in C, and mute
+            continue
+        try:
+            found.bind(*KERNELS[row].arguments)
+        except TypeError:
+            wrong.append(f"{_heading(KERNELS[row])}, given {row}{found}")
+    if wrong:
+        raise TypeError(f"backend {name!r} takes other arguments: expected {'; expected '.join(wrong)}")
+
+
+def _heading(row: Kernel) -> str:
+    return f"{row.name}({', '.join(a.name for a in row.arguments)})"
+
+
+def _check_beside(name: str, module: ModuleType) -> None:
+    """Refuse what would fail in the middle of a training."""
+    from fastae.executor import PythonExecutor
+
+    for flag in ("PADDED", "FUSED_UPDATE"):
+        if type(value := getattr(module, flag)) is not bool:
+            raise ValueError(f"backend {name!r}: {flag}: expected True or False, given {value!r}")
+    for attribute in ("prepare", "describe", "Executor"):
+        if not callable(value := getattr(module, attribute)):
+            raise ValueError(
+                f"backend {name!r}: {attribute}: expected something to call, given {value!r:.50}"
+            )
+    executor = module.Executor
+    if isinstance(executor, type) and not callable(getattr(executor, "run", None)):
+        raise ValueError(
+            f"backend {name!r}: Executor: expected a class with a method run, given {executor!r}"
+        )
+    if isinstance(executor, type) and issubclass(executor, PythonExecutor):
+        if getattr(executor, "kernels", None) is not module:
+            raise ValueError(
+                f"backend {name!r}: Executor.kernels: expected the module {module.__name__} "
+                f"(kernels = sys.modules[__name__]), given {getattr(executor, 'kernels', None)!r}"
+            )
+        if module.PADDED:
+            raise ValueError(
+                f"backend {name!r}: PADDED: expected False with the PythonExecutor, which has rows that lie "
+                "close together; given True"
+            )
 
 
 def _preparation(module: ModuleType) -> Callable[[Any], Any] | None:
@@ -430,29 +684,39 @@ def versions() -> dict[str, dict[str, str]]:
         chosen = get_backend()
     except (ValueError, ImportError) as error:  # of the environment variable; a bug report wants the rest
         chosen = str(error)
+    available = available_backends()
     sections = {
         "fastae": {
             "version": __version__,
             "backend": chosen,
-            "processors": str(_processors()),
+            "processors": str(processors_present()),
             "machine": f"{platform.machine()}, {platform.system()}",
         },
-        "backends": {name: reason or "available" for name, reason in available_backends().items()},
+        "backends": {name: reason or "available" for name, reason in available.items()},
     }
-    for name, reason in available_backends().items():
+    for name, reason in available.items():
         if reason is None:
             try:
-                sections[name] = dict(load(name).module.describe())
+                module = load(name).module
+                sections[name] = dict(module.describe()) | _origin(name, module)
             except Exception as error:  # whatever is wrong with it is what to show
                 sections["backends"][name] = str(error)
     libraries = (
         *("numpy", "scipy", "numba", "threadpoolctl", "safetensors", "scikit-learn", "pooch"),
-        *("matplotlib", "tqdm"),
+        *("matplotlib", "tqdm", "pillow"),
     )
     sections["libraries"] = {"python": platform.python_version()} | {
         library: installed(library) for library in libraries
     }
     return sections
+
+
+def _origin(name: str, module: ModuleType) -> dict[str, str]:
+    """Say where a backend that is not fastae's comes from, and whose kernels it calls."""
+    if name in NAMES:
+        return {}
+    borrows = ", ".join(getattr(module, "BORROWS", ()))
+    return {"module": module.__name__} | ({"kernels of": borrows} if borrows else {})
 
 
 def show_versions(file: TextIO | None = None) -> None:
@@ -469,10 +733,3 @@ def show_versions(file: TextIO | None = None) -> None:
         print(section, file=file)
         for name, value in entries.items():
             print(f"    {name:<16} {value}", file=file)
-
-
-def _processors() -> int:
-    """Processors this process may use, which a container or a batch queue can hold below the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

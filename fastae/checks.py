@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastae import arrays
 from fastae.layers import real_number
 from fastae.losses import Loss
 from fastae.network import Network
@@ -109,8 +110,7 @@ class Checks:
 
     def rows(self, name: str, X: Any, shape: tuple[int, ...], *, finite: bool = True) -> Array:
         """Return X as a matrix, a row for each of its rows, by a view."""
-        if not isinstance(X, np.ndarray) or isinstance(X, np.ma.MaskedArray):
-            raise TypeError(f"{name}: expected a numpy.ndarray, given {type(X).__name__}")
+        X = self._array(name, X)
         if X.dtype != self.dtype:
             raise TypeError(
                 f"{name}: expected dtype {self.dtype}, as the trainer has, given {X.dtype}; "
@@ -137,6 +137,14 @@ class Checks:
         if finite:
             within(name, rows, -math.inf, math.inf)
         return rows
+
+    @staticmethod
+    def _array(name: str, value: Any) -> Array:
+        """Return an ndarray, or another library's array seen as one."""
+        array = value if isinstance(value, np.ndarray) else arrays.view(value, name)
+        if array is None or isinstance(array, np.ma.MaskedArray):
+            raise TypeError(f"{name}: expected {arrays.OFFERS}, given {type(value).__name__}")
+        return array
 
     def triple(self, X: tuple[str, Any], target: tuple[str, Any], sample_weight: tuple[str, Any]) -> Rows:
         """Return rows, target and weights, each given with its name."""
@@ -170,7 +178,8 @@ class Checks:
         """Return the weights of n rows in the dtype of the rows."""
         if given is None:
             return None
-        values = np.asarray(given)
+        seen = None if isinstance(given, np.ndarray) else arrays.view(given, name)
+        values = np.asarray(given if seen is None else seen)
         if values.dtype.kind not in "fiub" or isinstance(given, np.ma.MaskedArray):
             raise TypeError(f"{name}: expected real numbers, given {type(given).__name__} of {values.dtype}")
         if values.shape != (n,):
@@ -224,8 +233,7 @@ class Checks:
         """Return `out`, or a new array where it is None."""
         if out is None:
             return np.empty(shape, self.dtype)
-        if not isinstance(out, np.ndarray):
-            raise TypeError(f"out: expected a numpy.ndarray, given {type(out).__name__}")
+        out = self._array("out", out)
         if out.dtype != self.dtype:
             raise TypeError(f"out: expected dtype {self.dtype}, as the trainer has, given {out.dtype}")
         if out.shape != shape:

@@ -30,12 +30,13 @@ import numpy as np
 from fastae import backend, historical, models
 from fastae.backend import Backend
 from fastae.cli import CommandError
+from fastae.cli.common import Text, progress
 from fastae.datasets import autoencnet_data, digits_canvas
 from fastae.kernels.table import ACTIVATIONS
 from fastae.lowering import lower
 from fastae.plots import duration, learning_curve, reconstructions, significant, speedup
 
-__all__ = ["AGREEMENT", "Images", "Result", "disagreement", "load_images", "run", "train"]
+__all__ = ["AGREEMENT", "Images", "Result", "disagreement", "load_images", "one_thread", "run", "train"]
 
 #: Largest relative difference allowed between two backends' losses of the same update.
 AGREEMENT: Final = 1e-9
@@ -383,14 +384,14 @@ def run(
             raise CommandError(str(error)) from error
 
     results: list[Result] = []
-    with _one_thread() as threads:
+    with one_thread() as threads:
         for name, chosen in loaded.items():
             drawn = order[: planned[name] * net.recipe.batch_size]
-            with _progress(name, planned[name]) as progress:
-                results.append(train(chosen, rows, drawn, weights, progress=progress))
+            with progress(name, planned[name], "updates") as tell:
+                results.append(train(chosen, rows, drawn, weights, progress=tell))
         careful = historical.compare(5, 1000)
 
-    text = _Text(file)
+    text = Text(file)
     height, width = images.train.shape[1:]
     text.line(
         f"AutoEncNet {rows.shape[1]}-{HIDDEN}-{rows.shape[1]} on {images.description}: "
@@ -434,7 +435,7 @@ def _check_out(out: Path, force: bool) -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[str]:
+def one_thread() -> Iterator[str]:
     """Hold BLAS to one thread where threadpoolctl is there to do it; gives what to say of it."""
     try:
         from threadpoolctl import threadpool_limits
@@ -448,32 +449,7 @@ def _one_thread() -> Iterator[str]:
 # -- what is printed -----------------------------------------------------------------------------------
 
 
-class _Text:
-    def __init__(self, file: TextIO | None) -> None:
-        self.file = file
-
-    def line(self, text: str = "") -> None:
-        print(text, file=self.file)
-
-    def table(self, rows: Sequence[Sequence[str]], heads: int = 1) -> None:
-        """Print rows of cells: the first left, the others right; a lone second cell runs on."""
-        full = [row for row in rows if len(row) > 2]
-        widths = [max(len(row[i]) for row in full) for i in range(len(full[0]))]
-        widths[0] = max(len(row[0]) for row in rows)
-        for number, row in enumerate(rows):
-            if number == heads:
-                self.line("-" * (sum(widths) + 3 * (len(widths) - 1)))
-            if len(row) == 2:
-                self.line(f"{row[0]:<{widths[0]}}   {row[1]}")
-            else:
-                cells = [
-                    f"{row[0]:<{widths[0]}}",
-                    *(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True)),
-                ]
-                self.line("   ".join(cells).rstrip())
-
-
-def _print_results(text: _Text, results: Sequence[Result], missing: Mapping[str, str]) -> None:
+def _print_results(text: Text, results: Sequence[Result], missing: Mapping[str, str]) -> None:
     done = {result.name: result for result in results}
     slowest = done["scalar"]
     rows: list[tuple[str, ...]] = [
@@ -506,7 +482,7 @@ def _print_results(text: _Text, results: Sequence[Result], missing: Mapping[str,
 
 
 def _print_published(
-    text: _Text,
+    text: Text,
     as_published: historical.Comparison,
     careful: historical.Comparison,
     results: Sequence[Result],
@@ -550,44 +526,6 @@ def _print_published(
                 )
             )
     text.table(rows)
-
-
-# -- progress ------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress(name: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Show a bar on standard error while a backend is at work; gives what to tell updates to."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        bar: Any = _PlainBar(name, total)
-    else:
-        bar = tqdm(desc=f"{name:<6}", total=total, unit=" updates", file=sys.stderr, leave=False)
-    try:
-        yield bar.update
-    finally:
-        bar.close()
-
-
-class _PlainBar:
-    """What there is without tqdm, whose two methods it has."""
-
-    def __init__(self, name: str, total: int) -> None:
-        self.name, self.total, self.done, self.shown = name, total, 0, -math.inf
-        self.update(0)
-
-    def update(self, updates: int) -> None:
-        self.done += updates
-        now = perf_counter()
-        if self.done == self.total or now - self.shown > 0.1:
-            self.shown = now
-            filled = 30 * self.done // self.total
-            line = f"{self.name:<6} |{'#' * filled}{'.' * (30 - filled)}| {self.done}/{self.total} updates"
-            print(f"\r{line:<70}", end="", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        print(f"\r{'':<70}\r", end="", file=sys.stderr, flush=True)
 
 
 # -- pictures ------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class Engine:
         optimizer: optimizers.Optimizer,
         dtype: np.dtype[Any],
         noise: GaussianNoise | MaskingNoise | None,
-        n_threads: int,
+        n_threads: int | None,
     ) -> None:
         module = backend.module
         self.backend = backend

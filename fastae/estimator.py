@@ -41,8 +41,8 @@ except ImportError:  # before scikit-learn 1.9 there are none to honour
         return method
 
 
+from fastae import arrays, layers, losses, ops, optimizers, persistence
 from fastae import backend as backends
-from fastae import layers, losses, ops, optimizers, persistence
 from fastae.callbacks import EarlyStopping
 from fastae.checks import integer, real_dtype, within
 from fastae.layers import ACTIVATION_NAMES, Dense, GaussianNoise, MaskingNoise, real_number
@@ -231,11 +231,12 @@ class _Estimator(CallbackSupportMixin, BaseEstimator):
             dtype: Any = self.trainer_.dtype
         else:
             dtype = [np.float64, np.float32] if self.dtype is None else real_dtype(self.dtype)
-        rows = validate_data(self, X, dtype=dtype, order="C", reset=reset)
+        rows = validate_data(self, _seen("X", X), dtype=dtype, order="C", reset=reset)
         return rows if rows.flags.aligned else rows.copy()
 
     def _checked_target(self, y: Any, rows: Array, width: int) -> Array | None:
         """Return the rows to be put out; None where y is none, or labels that a Pipeline passes on."""
+        y = _seen("y", y)
         if y is None or (y if hasattr(y, "ndim") else np.asarray(y)).ndim < 2:
             return None
         target = np.require(
@@ -251,7 +252,7 @@ class _Estimator(CallbackSupportMixin, BaseEstimator):
     def _checked_weights(self, sample_weight: Any, rows: Array) -> Array | None:
         if sample_weight is None:
             return None
-        weights = _check_sample_weight(sample_weight, rows, dtype=np.float64)
+        weights = _check_sample_weight(_seen("sample_weight", sample_weight), rows, dtype=np.float64)
         if weights.min() < 0 or not weights.any():
             raise ValueError(
                 "sample_weight: expected weights >= 0, one or more of them > 0; the least given is "
@@ -550,7 +551,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Estimator)
     dtype : "float32", "float64" or None
         Of weights and results. None: as the data `fit` is given; all but float32 is float64.
     n_threads : int or None
-        Threads of "numba" and "cython"; None: 1.
+        Threads of "numba" and "cython"; None: as many as the work is worth, see `Trainer`.
 
     Attributes
     ----------
@@ -758,7 +759,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Estimator)
             On the scale of the data, as `reconstruct` gives them.
         """
         check_is_fitted(self)
-        codes = np.require(check_array(X, dtype=self.trainer_.dtype, order="C"), requirements=["C", "A"])
+        codes = check_array(_seen("X", X), dtype=self.trainer_.dtype, order="C")
+        codes = np.require(codes, requirements=["C", "A"])
         if codes.shape[1] != self._n_features_out:
             raise ValueError(f"X: expected {self._n_features_out} codes a row, given {codes.shape[1]}")
         return self._output(self.trainer_, self.trainer_.decode(codes))
@@ -1114,6 +1116,14 @@ def _offset(scores: npt.NDArray[np.float64], weights: Array | None, share: float
 ESTIMATORS: dict[str, type[Autoencoder] | type[AutoencoderOutlierDetector]] = {
     cls.__name__: cls for cls in (Autoencoder, AutoencoderOutlierDetector)
 }
+
+
+def _seen(name: str, value: Any) -> Any:
+    """Return another library's array as an ndarray on its memory, and the rest to scikit-learn's checks."""
+    if value is None or isinstance(value, np.ndarray):
+        return value
+    array = arrays.view(value, name)
+    return value if array is None else array
 
 
 def _to_plain(name: str, value: Any) -> Any:

@@ -7,6 +7,7 @@ each batch is a loop over ready calls.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -18,11 +19,63 @@ from fastae.kernels.table import KERNELS, Array
 if TYPE_CHECKING:
     from fastae.program import Program, Routine, Slot
 
-__all__ = ["PythonExecutor"]
+__all__ = ["PythonExecutor", "check_run", "processors", "processors_present", "team_size"]
 
 Call = tuple[Callable[..., None], tuple[Any, ...]]
 
 _MOST_BOUND = 64  # routines x row counts remembered; a caller that varies the rows cannot grow it
+
+
+#: FLOPs of a run below which starting a second thread takes longer than it saves.
+_LEAST_RUN = 20e6
+
+
+def processors_present() -> int:
+    """Processors this process may use, which a container or a batch queue can hold below the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processors() -> int:
+    """Return how many threads the environment grants: FASTAE_NUM_THREADS, else processors or OMP_NUM_THREADS.
+
+    Raises
+    ------
+    ValueError
+        When FASTAE_NUM_THREADS is not a whole number above 0.
+    """
+    own = os.environ.get("FASTAE_NUM_THREADS")
+    if own and not (own.isdecimal() and 0 < int(own) <= 1024):
+        raise ValueError(f"FASTAE_NUM_THREADS: expected a number from 1 to 1024, given {own!r}")
+    if own:
+        return int(own)
+    there = processors_present()
+    granted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(there, int(granted)) if granted.isdecimal() and int(granted) else there
+
+
+def team_size(routine: Routine, rows: int, batch_size: int, grain: float) -> int:
+    """Choose the number of threads of a run by the work there is.
+
+    Parameters
+    ----------
+    routine : Routine
+        What is run.
+    rows, batch_size : int
+        On so many rows, in batches of so many.
+    grain : float
+        FLOPs of a batch that are worth a thread.
+
+    Returns
+    -------
+    int
+        At least 1, at most what `processors` grants. The results are the same bits for any number.
+    """
+    flops = routine.work / routine.capacity * min(rows, batch_size)
+    if flops < 2 * grain or flops * (rows / batch_size) < _LEAST_RUN:
+        return 1
+    return min(processors(), int(flops / grain))
 
 
 def check_run(
@@ -93,22 +146,21 @@ class PythonExecutor:
         A lowered program with contiguous (not padded) slots.
     arena : ndarray of shape (program.arena_size,) and program.dtype
         The block all its arrays live in.
-    n_threads : int
-        Must be 1.
+    n_threads : int or None
+        1, or None, which is the same here.
 
     Raises
     ------
     ValueError
-        If `n_threads` is not 1.
+        If `n_threads` is another number.
     """
 
     kernels: ClassVar[ModuleType]
 
-    def __init__(self, program: Program, arena: np.ndarray, n_threads: int = 1) -> None:
-        if n_threads != 1:
-            backend = self.kernels.__name__.rpartition(".")[2]
+    def __init__(self, program: Program, arena: np.ndarray, n_threads: int | None = 1) -> None:
+        if n_threads not in (1, None):
             raise ValueError(
-                f"n_threads: expected 1 (fastae.kernels.{backend} has no threads), got {n_threads}"
+                f"n_threads: expected 1 ({self.kernels.__name__} has no threads), got {n_threads}"
             )
         self._arena = arena
         self._header = arena[: 64 // arena.itemsize].view(np.int64)

@@ -16,6 +16,10 @@ made from the rows of :mod:`fastae.kernels.table`, each when it is first asked f
 - Arguments are the row's inputs, saved tensors and states, then its constants, then ``out`` and ``backend``.
 - Arrays are ndarrays, C-contiguous, aligned, in native byte order, float32 or float64, one dtype for the
   whole call (int64 for indices). Nothing is converted, nothing copied.
+- An array of another library will do where its memory is the CPU's and is all of this: one with
+  ``__dlpack__`` (PyTorch, JAX), with ``__array_interface__`` or with the buffer protocol (memoryview,
+  array.array, ctypes). As a state or as ``out`` it must be writeable too, and what is returned for it is an
+  ndarray on its memory.
 - ``out`` takes the array to write the result to, or a tuple of arrays where there are several results; None
   in the tuple leaves an optional result out. Without ``out`` the results are allocated.
 - States are updated in place.
@@ -32,6 +36,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from fastae import arrays
 from fastae.backend import Backend, resolve
 from fastae.kernels.table import ACTIVATIONS, KERNELS, Array, Constant, Kernel
 
@@ -170,6 +175,9 @@ _INDEX: np.dtype = np.dtype(np.int64)
 _REALS = {_FLOAT32: _FLOAT32, _FLOAT64: _FLOAT64}
 _ABSENT = {dtype: np.empty(0, dtype) for dtype in (*_REALS, _INDEX)}
 
+#: Backends that have no use for NumPy's ufuncs, and so nothing to silence.
+_SILENT = frozenset(("scalar", "numba", "cython"))
+
 # Bits of ndarray.flags.num: one look instead of three.
 _CONTIGUOUS, _ALIGNED, _WRITEABLE = 0x1, 0x100, 0x400
 
@@ -226,6 +234,8 @@ class _Call:
         """
         chosen = resolve(backend)
         first = arguments[self.given[0].place]
+        if type(first) is not np.ndarray:
+            first = arguments[self.given[0].place] = self.view(self.given[0], first)
         dtype = _REALS.get(first.dtype) if type(first) is np.ndarray else None
         if dtype is None:
             self.refuse(self.given[0], first, None, dims)
@@ -235,7 +245,7 @@ class _Call:
         for dim in self.free_dims:
             dims[dim.name] = _integer(self.name, dim, dims[dim.name], dtype)
         for slot in self.given:
-            self.check(slot, arguments[slot.place], dtype, dims)
+            self.check(slot, arguments, dtype, dims)
         if self.row.derived or self.row.demands:
             self.derive(arguments, dtype, dims)
         for name, least in self.at_least:
@@ -256,8 +266,8 @@ class _Call:
         else:
             written += self.outputs
             for slot, array in zip(self.outputs, self.unpack(out), strict=True):
-                self.check(slot, array, dtype, dims)
                 arguments[slot.place] = array
+                self.check(slot, arguments, dtype, dims)
         if written:
             self.check_apart(written, arguments)
 
@@ -270,18 +280,26 @@ class _Call:
         if chosen.prepare is not None:
             for slot in self.slots:
                 arguments[slot.place] = chosen.prepare(arguments[slot.place])
-        if chosen.name == "numpy":  # which would warn of overflow where the others are silent
+        if chosen.name in _SILENT:
+            chosen.kernels[self.name](*arguments)
+        else:  # numpy would warn of overflow where these are silent, and one of another package may
             with np.errstate(all="ignore"):
                 chosen.kernels[self.name](*arguments)
-        else:
-            chosen.kernels[self.name](*arguments)
         return result
 
-    def check(self, slot: _Slot, array: Any, dtype: np.dtype, dims: dict[str, int]) -> None:
+    def view(self, slot: _Slot, value: Any) -> Any:
+        """Return another library's array as an ndarray; what is none goes on, to be refused."""
+        if isinstance(value, np.ndarray):
+            return value  # of a subclass, which may mean more than its memory, as a mask
+        array = arrays.view(value, f"{self.name}: {slot.label}")
+        return value if array is None else array
+
+    def check(self, slot: _Slot, arguments: list[Any], dtype: np.dtype, dims: dict[str, int]) -> None:
         """Refuse an array that is not what the slot wants.
 
-        The dims it is the first to have go into ``dims``.
+        The dims it is the first to have go into ``dims``; another library's array becomes an ndarray.
         """
+        array = arguments[slot.place]
         if (
             type(array) is np.ndarray
             and array.flags.num & slot.flags == slot.flags
@@ -291,8 +309,12 @@ class _Call:
             and 0 not in shape
         ):
             return
-        if array is not None or not slot.optional:
+        if array is None and slot.optional:
+            return
+        arguments[slot.place] = seen = self.view(slot, array)
+        if seen is array:
             self.refuse(slot, array, dtype, dims)
+        self.check(slot, arguments, dtype, dims)
 
     def refuse(self, slot: _Slot, array: Any, dtype: np.dtype | None, dims: Mapping[str, int]) -> NoReturn:
         """Say what is wrong with an array that was not accepted."""
@@ -300,7 +322,7 @@ class _Call:
         where = f"{self.name}: {slot.label}: expected"
         if not isinstance(array, np.ndarray):
             hint = "" if array is None or slot.flags & _WRITEABLE else f" (np.asarray({name}) makes one)"
-            raise TypeError(f"{where} an ndarray, given {type(array).__name__}{hint}")
+            raise TypeError(f"{where} {arrays.OFFERS}, given {type(array).__name__}{hint}")
         if type(array) is not np.ndarray:
             raise TypeError(
                 f"{where} a plain ndarray, given {type(array).__name__} "
@@ -483,7 +505,8 @@ _RAISES = """
 Raises
 ------
 TypeError
-    If an array is not a plain ndarray or has another dtype, or a constant is of another type.
+    If an array is not a plain ndarray (or another library's in the CPU's memory) or has another dtype, or a
+    constant is of another type.
 ValueError
     If an array has another shape, is empty, not C-contiguous or misaligned, or, being written to, is
     read-only or overlaps another argument; if a constant is unknown or out of range.

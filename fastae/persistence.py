@@ -26,7 +26,7 @@ import os
 import re
 import secrets
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
@@ -57,6 +57,7 @@ __all__ = [
     "new_trainer",
     "read",
     "replace",
+    "replace_with",
     "require_library",
     "write",
 ]
@@ -264,12 +265,17 @@ def replace(path: str, content: bytes | bytearray, *, overwrite: bool = True) ->
 
     Without `overwrite` a file that is there, even one that came in the meantime, is a FileExistsError.
     """
+    replace_with(path, lambda file: file.write(content), overwrite=overwrite)
+
+
+def replace_with(path: str, put: Callable[[BinaryIO], object], *, overwrite: bool = True) -> None:
+    """Do as `replace` does with what is put into an empty file, which need not lie in memory as a whole."""
     path = os.path.realpath(path)  # a link stays one
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            file.write(content)
+            put(file)
             file.flush()
             os.fsync(file.fileno())
         if overwrite:
@@ -326,7 +332,7 @@ def load(path: str | os.PathLike[str], *, backend: str | None = None, n_threads:
     path : str or path
         What `Trainer.save`, `Autoencoder.save` or `AutoencoderOutlierDetector.save` wrote.
     backend : str, optional
-        To use in place of the saved one.
+        To use in place of the saved one, which may be of a package that is not installed here.
     n_threads : int, optional
         The same.
 
@@ -346,7 +352,7 @@ def load(path: str | os.PathLike[str], *, backend: str | None = None, n_threads:
     OSError
         When it cannot be read.
     """
-    state = read(path)
+    state = read(path, backend)
     overrides = {"backend": backend, "n_threads": n_threads}
     overrides = {name: value for name, value in overrides.items() if value is not None}
     trainer = new_trainer(state, **overrides)
@@ -375,8 +381,8 @@ def new_trainer(state: State, **overrides: Any) -> Trainer:
     return trainer
 
 
-def read(path: str | os.PathLike[str]) -> State:
-    """Read and check a file; errors as `load`."""
+def read(path: str | os.PathLike[str], backend: str | None = None) -> State:
+    """Read and check a file, but not the backend it names where another is given; errors as `load`."""
     library = require_library()
     path = _text_path(path)
     with open(path, "rb") as file:
@@ -412,7 +418,7 @@ def read(path: str | os.PathLike[str]) -> State:
                 raise ValueError("its metadata are not as fastae writes them")
             tensors, end = _parse_tensors(header)
             _check_end(path, size, length + end)
-            reader = _Reader(declared, tensors)
+            reader = _Reader(declared, tensors, check_backend=backend is None)
             file.seek(0)
             return reader.state(library.load(file.read()))
         except (CheckpointError, MemoryError, OSError):
@@ -509,7 +515,7 @@ class _Reader:
     _ESTIMATOR = frozenset({"type", "parameters", "fitted", "arrays"})
     _FIT = frozenset({*Plan.__dataclass_fields__, "epoch", "batch", "stopped", "generator", "callbacks"})
 
-    def __init__(self, declared: Any, tensors: _Tensors) -> None:
+    def __init__(self, declared: Any, tensors: _Tensors, *, check_backend: bool = True) -> None:
         more = {"estimator"} if "estimator" in declared else set()  # a file of a trainer has none
         _expect_fields("the declaration", declared, self._FIELDS | more)
         self.estimator = declared.get("estimator")
@@ -521,8 +527,12 @@ class _Reader:
         self.declared = declared
         if declared["dtype"] not in ("float32", "float64"):
             raise ValueError(f"dtype: expected float32 or float64, given {declared['dtype']!r:.50}")
-        if declared["backend"] is not None and declared["backend"] not in backends.NAMES:
-            raise ValueError(f"backend: expected one of {backends.NAMES}, given {declared['backend']!r:.50}")
+        name = declared["backend"]
+        if check_backend and name is not None and not backends.is_known(name):
+            raise ValueError(
+                f"backend: expected one of {', '.join(backends.known())}, given {name!r:.50}; "
+                "fastae.load(..., backend=...) takes another"
+            )
         if declared["n_threads"] is not None:
             integer("n_threads", declared["n_threads"], 1, 1024)
         noise = None if declared["noise"] is None else layers.from_dict(declared["noise"])

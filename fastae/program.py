@@ -16,6 +16,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -251,6 +252,11 @@ class Routine:
     notes: tuple[str, ...] = ()
     itemsize: int = 8
     _encoded: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def work(self) -> float:
+        """Floating-point operations of a full batch."""
+        return self.flops()
 
     @property
     def capacity(self) -> int:

@@ -3,7 +3,8 @@
 ::
 
     MNIST, digits or a file ──> rows ──> Trainer.from_recipe(MODELS[name]()) ──> fit ──> figures, table
-                                                                                 └─ --out: weights, pictures
+                                                       or mlp()                  └─ --out: weights, history,
+                                                                                    pictures
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,25 +23,31 @@ from typing import Any, Final, TextIO
 
 import numpy as np
 
-from fastae import backend as backends
-from fastae import datasets, persistence
+from fastae import datasets, persistence, tables
 from fastae.callbacks import Callback, Checkpoint
 from fastae.cli import CommandError
+from fastae.cli.common import chosen_backend, refused
 from fastae.history import DivergenceError, History
+from fastae.layers import Dense
 from fastae.models import MODELS
 from fastae.network import Network, Recipe
+from fastae.optimizers import Adam
 from fastae.persistence import CheckpointError
 from fastae.plots import learning_curve, reconstructions, significant
 from fastae.trainer import Trainer
 
-__all__ = ["DATA", "Data", "figures", "load_data", "run"]
+__all__ = ["DATA", "Data", "figures", "load_data", "mlp", "run"]
 
 #: Data by the names they have on the command line.
 DATA: Final = ("mnist", "fashion_mnist", "digits")
 
-_UNTHREADED: Final = ("scalar", "numpy")
+#: Of `mlp` where nothing is said.
+_OWN: Final[dict[str, Any]] = {"hidden": (128,), "latent": 16, "loss": "mse", "learning_rate": 1e-3}
 
 _SHOWN = 10
+
+#: Flat rows of fewer values than a square of this side has are taken for no image.
+_SMALLEST_SIDE = 4
 
 #: Longest code that is drawn.
 _DRAWN_CODE = 32
@@ -78,12 +85,11 @@ def load_data(model: str, name: str, dtype: str) -> Data:
     Parameters
     ----------
     model : str
-        One of `fastae.models.MODELS`: AutoEncNet has a preparation of its own.
+        One of `fastae.models.MODELS`, or "mlp": AutoEncNet has a preparation of its own.
     name : str
-        One of `DATA`, or the path of a .npz or .npy file of images, (n, height, width), or rows,
-        (n, values). uint8 are grey levels and are scaled; floats are taken as they are. An .npz has arrays
-        "train" and "test", or "train" alone, or a single array; without "test" the last tenth of the rows,
-        at most 10000, is for validation.
+        One of `DATA`, or what `fastae.tables.read` takes: a file or a folder. uint8 are grey levels and are
+        scaled; floats are taken as they are. Where there is no array "test" in an .npz, the last tenth of the
+        rows, at most 10000, is for validation.
     dtype : str
         "float32" or "float64".
 
@@ -100,6 +106,7 @@ def load_data(model: str, name: str, dtype: str) -> Data:
     """
     train: np.ndarray
     validation: np.ndarray
+    named = False
     if name == "digits":
         # AutoEncNet has 15x15 images and trains on 1000 of them.
         side, count = (15, 1000) if model == "autoencnet" else (28, 1500)
@@ -110,71 +117,75 @@ def load_data(model: str, name: str, dtype: str) -> Data:
         train, validation = load("train")[0], load("test")[0]
         title = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}[name]
     else:
-        train, validation = _read_file(Path(name))
+        train, validation, named = _read_file(name)
         title = name
-    shape = _image_shape(train)
+    shape = None if named else _image_shape(train)
     if model == "autoencnet" and train.dtype == np.uint8:
         rows, mean = datasets.autoencnet_data(train, dtype=dtype)
         others, _ = datasets.autoencnet_data(validation, mean, dtype)
         return Data(rows, others, shape, title, lambda rows: np.clip(rows * 255 + mean, 0, 255))
-    return Data(_rows(train, dtype), _rows(validation, dtype), shape, title, lambda rows: rows)
+    with refused("--data"):
+        parts = [tables.as_rows(part, dtype, name) for part in (train, validation)]
+    return Data(parts[0], parts[1], shape, title, lambda rows: rows)
 
 
-def _rows(values: np.ndarray, dtype: str) -> np.ndarray:
-    if values.dtype == np.uint8:
-        return datasets.rows(values, dtype)
-    return np.ascontiguousarray(values.reshape(len(values), -1), dtype)
+def mlp(
+    values: int, hidden: tuple[int, ...], latent: int, loss: str = "mse", learning_rate: float = 1e-3
+) -> Network:
+    """Declare dense layers of any widths, with a training as its recipe.
+
+    Parameters
+    ----------
+    values : int
+        Of a row.
+    hidden : tuple of int
+        Widths of the layers before the code, relu; the decoder has them in reverse.
+    latent : int
+        Width of the code, which is linear.
+    loss : str
+        With "bce" the output is a sigmoid, else it is linear.
+    learning_rate : float
+        Of Adam.
+
+    Returns
+    -------
+    Network
+        (values,) to (values,); recipe: batches of 64, 20 epochs, without figures.
+    """
+    return Network(
+        encoder=[*(Dense(width, "relu") for width in hidden), Dense(latent, name="code")],
+        decoder=[
+            *(Dense(width, "relu") for width in reversed(hidden)),
+            Dense(values, "sigmoid" if loss == "bce" else "linear", name="out"),
+        ],
+        input_shape=values,
+        name="mlp",
+        recipe=Recipe(loss=loss, optimizer=Adam(learning_rate), batch_size=64, epochs=20),
+    )
 
 
 def _image_shape(values: np.ndarray) -> tuple[int, int] | None:
+    if values.ndim == 4:
+        return (values.shape[2], values.shape[3]) if values.shape[1] == 1 else None
     if values.ndim == 3:
         return values.shape[1], values.shape[2]
     side = math.isqrt(values.shape[1])
-    return (side, side) if side * side == values.shape[1] else None
+    return (side, side) if side * side == values.shape[1] and side >= _SMALLEST_SIDE else None
 
 
-def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read training and validation rows."""
-    with _errors_name("--data", path):
-        if not path.is_file():
-            what = "not a file" if path.exists() else f"no such file; or use {', '.join(DATA)}"
-            raise CommandError(f"--data {path}: {what}")
-        try:
-            with path.open("rb") as file:
-                loaded = np.load(file, allow_pickle=False)
-                if isinstance(loaded, np.ndarray):
-                    arrays = {"array": loaded}
-                else:
-                    arrays = {name: loaded[name] for name in loaded.files}
-            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-                raise ValueError("a .zip of something else")
-        except OSError:
-            raise
-        except Exception as error:  # NumPy, zipfile and zlib have a dozen ways to say so, none for users
-            raise CommandError(f"--data {path}: not a .npz or .npy file of numbers, or damaged") from error
-    candidates = [name for name, a in arrays.items() if a.ndim == 3]
-    candidates = candidates or [name for name, a in arrays.items() if a.ndim == 2]
-    name = "train" if "train" in arrays else candidates[0] if len(candidates) == 1 else None
-    if name is None:
-        found = ", ".join(f"{name} {a.shape}" for name, a in arrays.items()) or "nothing"
-        raise CommandError(
-            f"--data {path}: expected an array 'train' or a single array of rows, found {found}"
-        )
-    train = _checked(path, name, arrays[name])
-    if name == "train" and "test" in arrays:
-        test = _checked(path, "test", arrays["test"])
-        if (test.shape[1:], test.dtype == np.uint8) != (train.shape[1:], train.dtype == np.uint8):
-            raise CommandError(
-                f"--data {path}: 'test' has {test.dtype} of {test.shape[1:]}, "
-                f"'train' {train.dtype} of {train.shape[1:]}"
-            )
-        return train, test
-    if len(train) < 2:
-        raise CommandError(
-            f"--data {path}: array {name!r}: expected 2 rows or more, one for validation, got 1"
-        )
-    kept = min(10000, max(1, len(train) // 10))
-    return train[:-kept], train[-kept:]
+def _read_file(name: str) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Read training and validation rows; tells whether their columns have names, and so are no pixels."""
+    if not os.path.exists(name) and not os.path.exists(name.rpartition(":")[0]):
+        raise CommandError(f"--data {name}: no such file; or use {', '.join(DATA)}")
+    with refused("--data"):
+        train, test = tables.read_parts(name)
+    if test is not None:
+        return train.values, test.values, False
+    count = len(train.values)
+    if count < 2:
+        raise CommandError(f"--data {train.source}: expected 2 rows or more, one for validation, got {count}")
+    kept = min(10000, max(1, count // 10))
+    return train.values[:-kept], train.values[-kept:], train.columns is not None
 
 
 @contextmanager
@@ -188,19 +199,6 @@ def _errors_name(option: str, path: Path | None) -> Iterator[None]:
         if path is None:
             raise
         raise CommandError(f"{option} {path}: {error.strerror or error}") from error
-
-
-def _checked(path: Path, name: str, array: np.ndarray) -> np.ndarray:
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise CommandError(
-            f"--data {path}: array {name!r}: expected uint8 or floats, got dtype {array.dtype}"
-        )
-    if array.ndim not in (2, 3) or array.size == 0:
-        raise CommandError(
-            f"--data {path}: array {name!r}: expected shape (n, height, width) or (n, values), "
-            f"got {array.shape}"
-        )
-    return array
 
 
 # -- the whole -----------------------------------------------------------------------------------------
@@ -221,16 +219,20 @@ def run(
     resume: bool = False,
     force: bool = False,
     quiet: bool = False,
+    hidden: tuple[int, ...] | None = None,
+    latent: int | None = None,
+    loss: str | None = None,
+    learning_rate: float | None = None,
     file: TextIO | None = None,
 ) -> int:
-    """Train a published network.
+    """Train a published network, or dense layers of any widths.
 
     Parameters
     ----------
     model : str
-        One of `fastae.models.MODELS`.
+        One of `fastae.models.MODELS`, or "mlp".
     data : str, optional
-        As `load_data` takes it; MNIST, and for AutoEncNet the bundled digits, when not given.
+        As `load_data` takes it; MNIST, and for AutoEncNet and mlp the bundled digits, when not given.
     epochs, dtype, batch_size : optional
         In place of those of the recipe.
     backend, threads : optional
@@ -238,7 +240,8 @@ def run(
     seed : int, default 0
         Of everything that is random; a training that is resumed has its own.
     out : Path, optional
-        Folder for the weights and the pictures; it is made when it is not there.
+        Folder for the weights, the history and, where matplotlib is installed, the pictures; it is made when
+        it is not there.
     checkpoint_every : int, optional
         Epochs between two times the weights are saved in `out`; they are also saved at the end and after
         Ctrl-C.
@@ -248,6 +251,8 @@ def run(
         Replace files that are in `out` already.
     quiet : bool, default False
         Show no progress.
+    hidden, latent, loss, learning_rate : optional
+        Of `mlp`, which has 128, 16, "mse" and 1e-3 where nothing is said.
     file : text file, optional
         Where the figures are printed; standard output by default. Progress goes to standard error.
 
@@ -263,33 +268,37 @@ def run(
     ImportError, OSError
         Something is not installed, or a file cannot be read or written.
     """
-    if model not in MODELS:
-        raise CommandError(f"MODEL: expected one of {', '.join(MODELS)}, got {model!r}")
+    if model not in (*MODELS, "mlp"):
+        raise CommandError(f"MODEL: expected one of {', '.join(MODELS)}, mlp, got {model!r}")
+    given = {"hidden": hidden, "latent": latent, "loss": loss, "learning_rate": learning_rate}
+    own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if own and model != "mlp":
+        raise CommandError(
+            f"--{next(iter(own)).replace('_', '-')}: expected with MODEL mlp alone, got {model}"
+        )
+    own = {**_OWN, **own}
     if out is None and (resume or checkpoint_every is not None):
         option = "--resume" if resume else "--checkpoint-every"
         raise CommandError(f"{option} needs --out, the folder of the run")
-    recipe = _recipe(MODELS[model]())
+    recipe = _recipe(mlp(1, **own) if model == "mlp" else MODELS[model]())
     weights = None
+    drawing = False
     if out is not None:
         weights = out / f"{model}.safetensors"
         with _errors_name("--out", out):
-            _check_out(out, [weights.name, *_PICTURES], force or resume)
+            _check_out(out, [weights.name, _HISTORY, *_PICTURES], force or resume)
         Checkpoint(weights)  # if a library is missing, say so before the training and not after
-        learning_curve([0.0])
+        drawing = _can_draw()
         if resume and not weights.is_file():
             raise CommandError(f"--resume: there is no {weights}")
     try:
-        chosen = backends.resolve(backend).name
-        if chosen in _UNTHREADED and threads is not None and threads > 1:
-            raise CommandError(
-                f"--threads {threads}: the backend {chosen} has no threads; numba and cython do"
-            )
-        name = data or ("digits" if model == "autoencnet" else "mnist")
+        chosen = chosen_backend(backend, threads)
+        name = data or ("digits" if model in ("autoencnet", "mlp") else "mnist")
         loaded = load_data(model, name, dtype or recipe.dtype)
-        net = _fitting_network(model, loaded)
+        net = _fitting_network(model, loaded, own)
         loaded = _published_rows(loaded, recipe)
-        given = {"dtype": dtype, "batch_size": batch_size}
-        overrides = {name: value for name, value in given.items() if value is not None}
+        changed = {"dtype": dtype, "batch_size": batch_size}
+        overrides: dict[str, Any] = {key: value for key, value in changed.items() if value is not None}
         trainer = Trainer.from_recipe(net, backend=chosen, n_threads=threads, seed=seed, **overrides)
         epochs = recipe.epochs if epochs is None else epochs
         if resume and weights is not None:
@@ -335,14 +344,16 @@ def run(
         raise CommandError(str(error)) from error
     minutes = math.nan if resume else (perf_counter() - start) / 60
     say(figures(net, history, minutes))
-    if name != "mnist" or model == "autoencnet":
+    if model != "mlp" and (name != "mnist" or model == "autoencnet"):
         of = "AutoEncNet's own images" if model == "autoencnet" else "MNIST"
         say(f"\nThe published and the reference figures are those of {of}.")
     if out is not None and weights is not None:
         with _errors_name("--out", out):
             trainer.save(weights)
-            pictures = _draw(out, trainer, loaded, history)
-        say(f"\nIn {out}{'' if out.is_absolute() else '/'}: {', '.join([weights.name, *pictures])}")
+            _write_history(out / _HISTORY, history)
+            pictures = _draw(out, trainer, loaded, history) if drawing else []
+        names = [weights.name, _HISTORY, *pictures]
+        say(f"\nIn {out}{'' if out.is_absolute() else '/'}: {', '.join(names)}")
     return 0
 
 
@@ -370,9 +381,11 @@ def _published_rows(data: Data, recipe: Recipe) -> Data:
     return replace(data, train=data.train[:kept], validation=data.train[kept:end], title=title)
 
 
-def _fitting_network(model: str, data: Data) -> Network:
+def _fitting_network(model: str, data: Data, own: Mapping[str, Any]) -> Network:
     """Make the model for rows of this width, if it can be."""
     values = data.train.shape[1]
+    if model == "mlp":
+        return mlp(values, **own)
     declare = MODELS[model]
     if "image_dim" in inspect.signature(declare).parameters:
         return declare(image_dim=values)
@@ -434,10 +447,20 @@ def figures(net: Network, history: History, minutes: float = math.nan) -> str:
     -------
     str
         A line for each figure: here, published, reference. What there is not is a dash: a figure after the
-        published number of epochs is one of them, if there were fewer.
+        published number of epochs is one of them, if there were fewer. A network without any figures has
+        those of here alone.
     """
     recipe = _recipe(net)
     done, last = len(history.loss), recipe.epochs
+    if not recipe.published and not recipe.reference:
+        own = [
+            ("parameters", str(net.n_parameters)),
+            (f"training loss, epoch {done}", _number(history.loss[-1])),
+            (f"validation loss, epoch {done}", _number(history.val_loss[-1])),
+            ("seconds per epoch", f"{median(history.seconds):.3g}"),
+        ]
+        left, right = (max(len(line[i]) for line in own) for i in range(2))
+        return "\n".join(f"{label:<{left}}   {value:>{right}}" for label, value in own)
 
     def after(losses: list[float], epoch: int) -> float:
         return losses[epoch - 1] if len(losses) >= epoch else math.nan
@@ -481,9 +504,33 @@ def _number(value: float | str) -> str:
     return f"{value:.4f}" if value < 1 else significant(value)
 
 
+_HISTORY: Final = "history.csv"
+
+
+def _write_history(path: Path, history: History) -> None:
+    """Write what each epoch came to."""
+    columns = {
+        "epoch": np.arange(1, len(history.loss) + 1),
+        "loss": np.array(history.loss),
+        "val_loss": np.array(history.val_loss),
+        "seconds": np.array(history.seconds),
+    }
+    tables.write(path, columns, overwrite=True)
+
+
 # -- pictures ------------------------------------------------------------------------------------------
 
 _PICTURES: Final = ("learning-curve.png", "reconstructions.png", "codes.png")
+
+
+def _can_draw() -> bool:
+    """Whether matplotlib is there; says so now and not after the training, where it is not."""
+    try:
+        learning_curve([0.0])
+    except ImportError as error:
+        print(f"fastae: there will be no pictures: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _draw(out: Path, trainer: Trainer, data: Data, history: History) -> list[str]:

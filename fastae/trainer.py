@@ -76,7 +76,9 @@ class Trainer:
     dtype : "float32" or "float64"
         Of weights, data and results.
     n_threads : int or None
-        Threads of the backend's executor, >= 1; None: 1. "scalar" and "numpy" take 1 alone.
+        Threads of the backend's executor, >= 1; "scalar" and "numpy" take 1 alone. None: as many as the work
+        of a batch is worth, and no more than there are processors or than FASTAE_NUM_THREADS or
+        OMP_NUM_THREADS say. The result has the same bits for any number.
     seed : int or None
         Of initial weights, batches, noise and dropout, 0 <= seed < 2**63: the same seed gives the same result
         on the same backend. None: drawn at random.
@@ -99,6 +101,10 @@ class Trainer:
     Notes
     -----
     Several threads may use one trainer: one call waits for the other, also for a whole `fit`.
+
+    Where a method takes an ndarray, an array of another library will do whose memory is the CPU's: one with
+    ``__dlpack__``, ``__array_interface__`` or a buffer. It is not copied, and must be as the ndarray would
+    have to be. What is returned is an ndarray, also for such an `out`.
 
     Examples
     --------
@@ -125,8 +131,8 @@ class Trainer:
             raise TypeError(f"net: expected a Network, given {type(net).__name__}")
         if backend is not None and not isinstance(backend, str | backends.Backend):
             raise TypeError(f"backend: expected a name or None, given {type(backend).__name__}")
-        if isinstance(backend, str) and backend not in backends.NAMES:
-            raise ValueError(f"backend: expected one of {', '.join(backends.NAMES)}, given {backend!r}")
+        if isinstance(backend, str) and not backends.is_known(backend):
+            raise ValueError(f"backend: expected one of {', '.join(backends.known())}, given {backend!r}")
         self.net: Final = net
         self.loss: Final = losses.resolve(loss)
         self.optimizer: Final = optimizers.resolve(optimizer)
@@ -619,7 +625,7 @@ class Trainer:
                 optimizer=self.optimizer,
                 dtype=self.dtype,
                 noise=self.noise,
-                n_threads=self.n_threads or 1,
+                n_threads=self.n_threads,
             )
         if engine is not self._current:
             if self._current is None:

@@ -6,11 +6,13 @@ both be imported: ``make_case(row, dims, dtype, ...)`` makes a :class:`Case`.
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -59,6 +61,16 @@ def load_or_skip(name: str) -> backends.Backend:
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="session")
+def require() -> Callable[[str], ModuleType]:
+    """Import a module of an extra; where it is not there fail in CI, which has all, and skip elsewhere."""
+
+    def require(name: str) -> ModuleType:
+        return importlib.import_module(name) if os.environ.get("CI") else pytest.importorskip(name)
+
+    return require
+
+
 @pytest.fixture(params=backends.NAMES)
 def backend(request: pytest.FixtureRequest) -> str:
     """Name of each backend."""
@@ -91,6 +103,38 @@ def torch():
         torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
     return torch
+
+
+class _Interface:
+    """Shows an array by `__array_interface__`, and by nothing else."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    @property
+    def __array_interface__(self) -> dict[str, object]:
+        return self.array.__array_interface__
+
+
+class _Capsule:
+    """Shows an array by DLPack, and by nothing else."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __dlpack__(self, **options: object) -> object:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+
+@pytest.fixture(params=["buffer", "__array_interface__", "__dlpack__", "torch"])
+def foreign(request: pytest.FixtureRequest) -> Callable[[np.ndarray], object]:
+    """Show an array as other libraries have them: not an ndarray, on the same memory."""
+    if request.param == "torch":
+        return request.getfixturevalue("torch").from_numpy
+    return {"buffer": memoryview, "__array_interface__": _Interface, "__dlpack__": _Capsule}[request.param]
 
 
 class Guarded:

@@ -6,16 +6,20 @@ import asyncio
 import importlib
 import io
 import os
+import shutil
 import subprocess
 import sys
+import textwrap
 import threading
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastae
 from fastae import backend as backends
+from fastae.executor import PythonExecutor
 from fastae.kernels.table import KERNELS
 
 
@@ -242,7 +246,9 @@ def forged(name: str = "forged") -> types.ModuleType:
     """A complete backend module, its kernels written in it."""
     module = types.ModuleType(name)
     kernels = "\n".join(f"def {row}(*arguments): pass" for row in KERNELS)
-    exec(f"{kernels}\nPADDED = FUSED_UPDATE = False\nExecutor = object\n", vars(module))
+    exec(
+        f"{kernels}\nPADDED = FUSED_UPDATE = False\nclass Executor:\n    def run(self): pass\n", vars(module)
+    )
     module.prepare = lambda array: array
     module.describe = dict
     return module
@@ -363,6 +369,294 @@ def test_load_checks(monkeypatch, nothing_loaded):
     monkeypatch.delattr(vector, "sgd")
     with pytest.raises(AttributeError, match=r"fastae\.kernels\.vector lacks sgd"):
         fastae.ops.branch_sum(np.ones((1, 1)), np.ones((1, 1)), backend="numpy")
+
+
+# Backends of others ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """What a test registers is forgotten at its end."""
+    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
+
+
+def counting() -> types.ModuleType:
+    """A backend around numpy's kernels that notes their names in ``called``."""
+    code = """
+import sys
+from functools import partial
+from fastae.executor import PythonExecutor
+from fastae.kernels import vector
+from fastae.kernels.table import KERNELS
+BORROWS = ("numpy",)
+PADDED = FUSED_UPDATE = False
+called = []
+def note(name, *arguments):
+    called.append(name)
+    getattr(vector, name)(*arguments)
+globals().update({name: partial(note, name) for name in KERNELS})
+def prepare(array): return array
+def describe(): return {"colour": "blue"}
+class Executor(PythonExecutor): kernels = module
+"""
+    module = types.ModuleType("counting")
+    module.module = module
+    exec(code, vars(module))
+    return module
+
+
+def train(backend, **arguments):
+    X = np.random.default_rng(0).uniform(size=(40, 12)).astype(np.float32)
+    net = fastae.Network(
+        encoder=[fastae.Dense(5, "tanh")], decoder=[fastae.BatchNorm(), fastae.Dense(12)], input_shape=12
+    )
+    trainer = fastae.Trainer(net, optimizer=fastae.Adam(0.01), batch_size=8, seed=1, backend=backend)
+    trainer.fit(X, epochs=3, **arguments)
+    return trainer
+
+
+def test_registered_backend_computes(registry, same_bits, monkeypatch, capsys):
+    module = counting()
+    assert fastae.register_backend("counting", module) is backends.resolve("counting")
+    ones = np.ones((2, 3), np.float32)
+    fastae.ops.branch_sum(ones, ones, backend="counting")
+    with fastae.use_backend("counting"):
+        fastae.ops.branch_sum(ones, ones)
+    fastae.set_backend("counting")
+    fastae.ops.branch_sum(ones, ones)
+    fastae.set_backend(None)
+    monkeypatch.setenv("FASTAE_BACKEND", "counting")
+    fastae.ops.branch_sum(ones, ones)
+    assert module.called == ["branch_sum"] * 4
+
+    mine, numpys = train("counting").weights, train("numpy").weights
+    for name in numpys:
+        same_bits(mine[name], numpys[name], name)
+    assert {"dense_forward", "adam"} <= set(module.called)
+
+    assert list(fastae.available_backends()) == [*backends.NAMES, "counting"]
+    assert fastae.available_backends()["counting"] is None
+    fastae.show_versions()
+    printed = capsys.readouterr().out
+    for text in ("counting", "blue", f"{'kernels of':<16} numpy"):
+        assert text in printed
+
+
+def test_registered_backend_is_silent_where_numpy_is(registry):
+    """Warnings are errors here, and numpy's kernels overflow with one."""
+    fastae.register_backend("counting", counting())
+    x = np.full((1, 2), 3e38, np.float32)
+    assert np.isinf(fastae.ops.branch_sum(x, x, backend="counting")).all()
+
+
+def test_registering_again_takes_the_kernels_as_they_are_now(registry):
+    module = counting()
+    first = fastae.register_backend("counting", module)
+    module.sgd = written_in(module, "def kernel(*arguments): pass")
+    assert fastae.register_backend("counting", module).kernels["sgd"] is module.sgd
+    assert first.kernels["sgd"] is not module.sgd
+
+
+def test_file_of_a_backend_that_is_not_there(registry, tmp_path, monkeypatch):
+    """It is read with another one; without, the error says how."""
+    if not os.environ.get("CI"):
+        pytest.importorskip("safetensors")
+    fastae.register_backend("counting", counting())
+    trainer = train("counting")
+    trainer.save(tmp_path / "a")
+    assert fastae.load(tmp_path / "a").backend == "counting"
+    monkeypatch.delitem(backends._loaded, "counting")
+    with pytest.raises(ValueError, match=r"given 'counting'; fastae\.load\(\.\.\., backend="):
+        fastae.load(tmp_path / "a")
+    loaded = fastae.load(tmp_path / "a", backend="numpy")
+    assert loaded.weights.keys() == trainer.weights.keys()
+
+
+def spoilt(**changes) -> types.ModuleType:
+    """A complete backend, then changed."""
+    module = counting()
+    module.other = types.ModuleType("other")
+    for name, value in changes.items():
+        if value is None:
+            delattr(module, name)
+        else:
+            setattr(module, name, written_in(module, value) if str(value).startswith("def ") else value)
+    return module
+
+
+class OfNobody(PythonExecutor):
+    """Has no kernels."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"sgd": None, "describe": None}, AttributeError, "incomplete: counting lacks sgd, describe"),
+        (
+            {"branch_sum": "def kernel(x1, y): pass"},
+            TypeError,
+            r"expected branch_sum\(x1, x2, y\), given branch_sum\(x1, y\)",
+        ),
+        ({"branch_sum": "def kernel(x1, x2, y, *, more): pass"}, TypeError, r"given branch_sum\(.*more\)"),
+        ({"BORROWS": ()}, RuntimeError, r"borrows kernels: vector from fastae\.kernels\.vector"),
+        ({"BORROWS": ("scalar",)}, RuntimeError, "borrows kernels"),
+        ({"BORROWS": "numpy"}, ValueError, "BORROWS: expected a tuple of names .*given 'numpy'"),
+        ({"BORROWS": ("fortran",)}, ValueError, "BORROWS: expected .*'fortran'"),
+        ({"PADDED": 1}, ValueError, "PADDED: expected True or False, given 1"),
+        ({"PADDED": True}, ValueError, "PADDED: expected False with the PythonExecutor"),
+        ({"FUSED_UPDATE": "def kernel(): pass"}, ValueError, "FUSED_UPDATE: expected True or False"),
+        ({"describe": 3}, ValueError, "describe: expected something to call, given 3"),
+        ({"Executor": dict}, ValueError, "Executor: expected a class with a method run, given .*dict"),
+        ({"Executor": OfNobody}, ValueError, "Executor.kernels: expected the module counting .*given None"),
+    ],
+)
+def test_register_refuses_module(registry, changes, error, message):
+    before = dict(backends._loaded)
+    with pytest.raises(error, match=f"^backend 'counting'.*{message}"):
+        fastae.register_backend("counting", spoilt(**changes))
+    assert backends._loaded == before
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Fast", "9x", "a b", "../x", "é", "x" * 51, *backends.NAMES, "libraries"]
+)
+def test_register_refuses_name(registry, name):
+    with pytest.raises(ValueError, match=r"^name: expected a .*given "):
+        fastae.register_backend(name, counting())
+
+
+def test_register_refuses_other_things(registry):
+    with pytest.raises(TypeError, match="name: expected a str, given int"):
+        fastae.register_backend(3, counting())
+    with pytest.raises(TypeError, match="module: expected a module, given str"):
+        fastae.register_backend("mine", "fastae.kernels.vector")
+    fastae.register_backend("mine", counting())
+    with pytest.raises(ValueError, match="not taken, given 'mine', the backend of counting"):
+        fastae.register_backend("mine", forged("another"))
+
+
+@pytest.fixture
+def install(registry, tmp_path, monkeypatch):
+    """Put a package with entry points in the group of backends on the path."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def install(package: str, entries: str, code: str | None = None) -> None:
+        info = tmp_path / f"{package}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{backends.GROUP}]\n{entries}\n")
+        if code is not None:
+            (tmp_path / f"{package}.py").write_text(textwrap.dedent(code))
+            monkeypatch.delitem(sys.modules, package, raising=False)
+
+    yield install
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+def test_entry_point_is_loaded_when_asked_for(install):
+    install("lazy_one", "lazy = lazy_one", "raise RuntimeError('too early')")
+    fastae.ops.branch_sum(np.ones((1, 1)), np.ones((1, 1)), backend="numpy")
+    net = fastae.Network(encoder=[fastae.Dense(1)], decoder=[fastae.Dense(2)], input_shape=2)
+    trainer = fastae.Trainer(net, backend="lazy", seed=0)  # the name is known, nothing was imported
+    with pytest.raises(ImportError, match="too early"):
+        trainer.reconstruct(np.ones((1, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import absent_library", "ModuleNotFoundError: No module named 'absent_library'"),
+        ("def (", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError"),
+        (None, "No module named 'broken_one'"),
+    ],
+)
+def test_entry_point_that_fails_to_import(install, monkeypatch, code, reason):
+    install("broken_one", "broken = broken_one", code)
+    message = rf"backend 'broken' of the package broken_one 1\.0 \(broken_one\) cannot be .*{reason}"
+    with pytest.raises(ImportError, match=message):
+        backends.load("broken")
+    assert reason in fastae.available_backends()["broken"]
+    assert "broken_one 1.0" in backends.versions()["backends"]["broken"]
+    monkeypatch.setenv("FASTAE_BACKEND", "broken")
+    with pytest.raises(ImportError, match=f"FASTAE_BACKEND=broken: {message}"):
+        fastae.get_backend()
+
+
+def test_entry_point_with_a_wrong_module(install):
+    install("half_one", "half = half_one\nvalue = half_one:number", "number = 3")
+    with pytest.raises(AttributeError, match="half_one lacks dense_forward, "):
+        backends.load("half")
+    with pytest.raises(ImportError, match=r"half_one 1\.0 .*expected a module, given int"):
+        backends.load("value")
+    assert "lacks" in fastae.available_backends()["half"]
+
+
+def test_entry_points_of_one_name(install):
+    install("first_one", "twice = first_one", "")
+    install("second_one", "twice = second_one", "")
+    with pytest.raises(ImportError, match=r"brought by .*_one 1\.0.* and .*_one 1\.0.*uninstall all but one"):
+        backends.load("twice")
+    with pytest.raises(ValueError, match=r"not taken, given 'twice', the backend of the package .*_one"):
+        fastae.register_backend("twice", counting())
+
+
+@pytest.mark.parametrize("name", ["numpy", "Wrong Name"])
+def test_entry_point_whose_name_cannot_be_used(install, name):
+    install("rude_one", f"{name} = rude_one", "1 / 0")
+    with pytest.warns(RuntimeWarning, match=f"backend '{name}' of the package rude_one .*left out"):
+        available = fastae.available_backends()
+    assert list(available) == list(backends.NAMES)
+    assert backends.load("numpy").module.__name__ == "fastae.kernels.vector"
+
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "embedding" / "backend"
+
+
+def test_package_with_a_backend(tmp_path):
+    """The example, installed by pip, trains in a new process: numpy's bits, and every call counted."""
+    if not EXAMPLE.is_dir():
+        pytest.skip("the examples are not beside the tests")
+    source, site = tmp_path / "source", tmp_path / "site"
+    shutil.copytree(EXAMPLE, source)
+    options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--target", site]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, source], check=True, timeout=300)
+    code = """
+        import sys
+        import numpy as np
+        import fastae
+        assert not {"fastae_counting", "importlib.metadata"} & set(sys.modules)
+        assert fastae.get_backend() == "counting"
+        assert fastae.available_backends()["counting"] is None
+        X = np.random.default_rng(0).uniform(size=(50, 225))
+        def train(backend=None):
+            trainer = fastae.Trainer.from_recipe(fastae.models.autoencnet(), seed=0, backend=backend)
+            trainer.fit(X, epochs=2)
+            return trainer.weights
+        from fastae_counting import COUNTS, report, reset
+        weights = train()
+        forward, updates = COUNTS["dense_forward"], COUNTS["sgd"].calls
+        assert forward.calls and forward.seconds > 0, report()
+        reset()
+        other = train("numpy")
+        assert not COUNTS
+        assert all(weights[name].tobytes() == other[name].tobytes() for name in other)
+        x, w, y = np.ones((20, 225)), np.ones((225, 75)), np.empty((20, 75))
+        fastae.ops.dense_forward(x, w, activation="relu", out=y)
+        assert COUNTS["dense_forward"].flops == 2 * 20 * 225 * 75 + 2 * 20 * 75
+        assert "dense_forward" in report()
+        fastae.show_versions()
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "FASTAE_BACKEND": "counting", "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stderr
+    assert "calls, seconds, FLOPs" in done.stdout
+    assert "fastae_counting.backend" in done.stdout
 
 
 # Showing --------------------------------------------------------------------------------------------------

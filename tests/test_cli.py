@@ -1,6 +1,8 @@
 """The fastae command: what it prints, what it writes, and how it says no."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -55,15 +57,32 @@ def test_module_is_the_command():
     assert (done.returncode, done.stdout) == (0, f"fastae {fastae.__version__}\n")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [("--help",), ("demo", "--help"), ("train", "--help"), ("export", "--help"), ("info", "--help")],
-)
+COMMANDS = ("demo", "train", "bench", "encode", "decode", "reconstruct", "detect", "export", "info")
+
+
+@pytest.mark.parametrize("arguments", [(), *((command,) for command in COMMANDS)])
 def test_help(run, arguments):
     status, out, err = run(*arguments, "--help")
     assert (status, err) == (0, "")
-    assert out.startswith("usage: fastae")
-    assert "info" in arguments or "examples:\n" in out
+    assert out.startswith(" ".join(("usage: fastae", *arguments)))
+    assert "info" in arguments or "examples:\n  fastae " in out
+    epilog = out.partition("examples:")[2]
+    assert all(len(line) <= 112 for line in epilog.splitlines())
+    if not arguments:
+        assert re.findall(r"^    (\w+)", out, re.MULTILINE) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_examples_of_the_help_are_commands(run, command):
+    _, out, _ = run(*([command] if command else []), "--help")
+    examples = re.findall(r"^  (fastae .*?)(?: {3,}.*)?$", out.partition("examples:")[2], re.MULTILINE)
+    assert examples or command == "info"
+    for example in examples:
+        arguments = cli._parser().parse_args(
+            shlex.split(example)[1:]
+        )  # leaves through SystemExit where it fails
+        assert command is None or example.split()[1] == command
+        assert callable(arguments.run)
 
 
 def test_no_command_shows_help(run):
@@ -86,13 +105,15 @@ def test_wrong_arguments(run, arguments, message):
     status, out, err = run(*arguments)
     assert (status, out) == (2, "")
     assert message in err
+    assert err.startswith("fastae")
+    assert err.count("\n") == 1
 
 
 def test_info(run):
     status, out, _ = run("info")
     assert status == 0
     assert fastae.__version__ in out
-    for name in (*backend.NAMES, "safetensors", "scikit-learn", "pooch", "matplotlib", "tqdm"):
+    for name in (*backend.NAMES, "safetensors", "scikit-learn", "pooch", "matplotlib", "tqdm", "pillow"):
         assert name in out
     if fastae.available_backends()["cython"] is None:
         assert "instruction set" in out

@@ -960,15 +960,13 @@ def interleaved(calls):
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "embedding"
 
 
-@pytest.fixture(scope="module", params=["cython", "c", "cffi"])
+@pytest.fixture(scope="module", params=["cython", "c", "cffi", "numba"])
 def example(request, tmp_path_factory):
     """The module of an example, built against the fastae that is installed, in a folder of its own."""
     name = request.param
     if not EXAMPLES.is_dir():
         pytest.skip("examples/ is not beside the tests")
-    for needed in {"cython": ("Cython", "setuptools"), "cffi": ("cffi", "setuptools")}.get(
-        name, ("setuptools",)
-    ):
+    for needed in ("setuptools", {"cython": "Cython", "c": "setuptools"}.get(name, name)):
         if importlib.util.find_spec(needed) is None:
             if os.environ.get("CI"):
                 pytest.fail(f"CI builds every example, but {needed} is not installed")

@@ -975,3 +975,16 @@ def test_a_trainer_does_not_go_on_from_the_file_of_an_estimator(files, tmp_path)
     trainer = pickle.loads(pickle.dumps(model.trainer_))
     with pytest.raises(CheckpointError, match="no fit to go on with"):
         trainer.fit(X, epochs=9, callbacks=[EarlyStopping("loss")], resume=tmp_path / "a")
+
+
+def test_takes_arrays_of_other_libraries(foreign, same_bits):
+    rng = np.random.default_rng(0)
+    X, weight = rng.uniform(size=(30, 6)), rng.uniform(size=30)
+
+    def fitted(show):
+        ae = fastae.Autoencoder(3, (), batch_size=8, max_iter=2, random_state=0, backend="numpy")
+        ae.fit(show(X), show(X[:, ::-1].copy()), sample_weight=show(weight))
+        return [ae.transform(show(X)), ae.inverse_transform(show(ae.transform(X)))]
+
+    for one, other in zip(fitted(foreign), fitted(lambda array: array), strict=True):
+        same_bits(one, other, "with arrays of another library")

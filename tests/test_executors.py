@@ -9,6 +9,7 @@ import pytest
 
 import fastae
 from fastae import backend as backends
+from fastae.executor import processors, processors_present, team_size
 from fastae.kernels.table import ACTIVATIONS, KERNELS
 from fastae.layers import Activation, BatchNorm, Dense, Dropout, Parallel, Subsample
 from fastae.lowering import lower
@@ -66,6 +67,43 @@ def test_same_bits_for_any_number_of_threads(name, dtype):
     first = run(module, net, x, 1, batch_size=97, optimizer=fastae.Adam(1e-3))
     for n_threads in (2, 3, 5):
         assert run(module, net, x, n_threads, batch_size=97, optimizer=fastae.Adam(1e-3)) == first
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_same_bits_where_threads_are_chosen(name, monkeypatch):
+    """A team of three, more than many a machine has processors: it goes on alone and together by turns."""
+    monkeypatch.setenv("FASTAE_NUM_THREADS", "3")
+    net = Network([Dense(96, "relu"), Dense(40)], [Dense(256, "sigmoid")], 256)
+    x = np.random.default_rng(1).random((64 * 600 + 5, 256)).astype("float32")
+    module = load(name)
+    first = run(module, net, x, 1, batch_size=64, optimizer=fastae.Adam(1e-3))
+    assert run(module, net, x, None, batch_size=64, optimizer=fastae.Adam(1e-3)) == first
+
+
+def test_threads_are_chosen_by_the_work(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    net = Network([Dense(100)], [Dense(500)], 500)
+    program = lower(net, batch_size=32, loss="mse", optimizer="sgd", dtype="float32", padded=False)
+    routine = program.routine("train")
+    grain = routine.work / 3.5
+    monkeypatch.setenv("FASTAE_NUM_THREADS", "8")
+    many = 32 * 1000
+    assert team_size(routine, many, 32, grain) == 3
+    assert team_size(routine, many, 32, routine.work / 100) == 8
+    assert team_size(routine, many, 32, routine.work / 1.9) == 1
+    assert team_size(routine, 8, 32, grain) == 1  # a quarter of a batch
+    assert team_size(routine, 32, 32, grain) == 1  # a batch alone
+    monkeypatch.setenv("FASTAE_NUM_THREADS", "1")
+    assert team_size(routine, many, 32, grain) == 1
+    monkeypatch.delenv("FASTAE_NUM_THREADS")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1,4")
+    assert team_size(routine, many, 32, grain) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "nonsense")
+    assert processors() == processors_present() >= 1
+    for wrong in ("0", "-1", "two", "1025"):
+        monkeypatch.setenv("FASTAE_NUM_THREADS", wrong)
+        with pytest.raises(ValueError, match=f"FASTAE_NUM_THREADS: expected .* given '{wrong}'"):
+            processors()
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])

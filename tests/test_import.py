@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
@@ -53,6 +54,24 @@ def test_import_takes_50_ms_at_most():
     """Over ``import numpy``; the least of several processes, which is the one least disturbed."""
     code = "import time, numpy; t = time.perf_counter(); import fastae; print(time.perf_counter() - t)"
     assert min(float(run(code)) for _ in range(5)) <= 0.050
+
+
+@pytest.mark.timed
+def test_help_takes_150_ms_at_most():
+    """Over Python's own start; the least of several processes, which are the ones least disturbed."""
+
+    def seconds(*arguments: str) -> float:
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+        taken = time.perf_counter() - start
+        assert "pass" in arguments or done.stdout.startswith("usage: fastae")
+        return taken
+
+    alone, whole = (
+        min(seconds(*arguments) for _ in range(5))
+        for arguments in (("-c", "pass"), ("-m", "fastae", "--help"))
+    )
+    assert whole - alone <= 0.150
 
 
 @pytest.mark.parametrize("name", [*fastae.__all__, *fastae._EXTRA])

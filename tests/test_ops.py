@@ -6,6 +6,8 @@ kernels fail the test, so none of them reaches a kernel.
 
 from __future__ import annotations
 
+import array as arrays_of_python
+import ctypes
 import inspect
 import itertools
 import pickle
@@ -58,6 +60,16 @@ def refused(call, case, arrays, backend, *, naming: tuple[str, ...], **changed) 
         assert re.search(rf"\b{name}\b", message.removeprefix(case.row.name)), message
     for name, array in arrays.items():
         assert array.tobytes() == before[name], f"{name} was written to before: {message}"
+
+
+class Device:
+    """An array of a graphics processor, whose memory must not be asked for."""
+
+    def __dlpack__(self, **options):
+        pytest.fail("a capsule was asked for")
+
+    def __dlpack_device__(self):
+        return 2, 0
 
 
 # Right calls ----------------------------------------------------------------------------------------------
@@ -140,6 +152,88 @@ def test_accepts_scalars_of_numpy():
     np.testing.assert_array_equal(w, 0.5)
 
 
+# Arrays of other libraries ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", ROWS, ids=by_name)
+def test_takes_arrays_of_other_libraries(make_case, same_bits, foreign, row):
+    """Inputs, states and outputs, on the memory they lie in; what comes back are ndarrays."""
+    case = make(make_case, row, "float32")
+    expected = case.run(backends.load("numpy"))
+    arrays = {name: guarded.array for name, guarded in case.allocate(readonly=False).items()}
+    shown = {name: foreign(array) for name, array in arrays.items()}
+    call = partial(getattr(ops, row.name), **case.keywords(shown), backend="numpy")
+    returned = call(out=case.out(shown)) if row.outputs else call()
+    results = returned if isinstance(returned, tuple) else (returned,)
+    for a, result in zip(row.outputs or case.results, results, strict=True):
+        assert type(result) is np.ndarray
+        assert np.shares_memory(result, arrays[a.name])
+        same_bits(result, expected[a.name], a.name)
+    for a in case.results:
+        same_bits(arrays[a.name], expected[a.name], a.name)
+
+
+def test_takes_whatever_has_a_buffer():
+    g, w = arrays_of_python.array("d", [1, 2, 3]), (ctypes.c_double * 3)(4, 4, 4)
+    assert ops.sgd(g, w, learning_rate=1.0) is not w
+    assert list(w) == [3, 2, 1]
+    frozen = memoryview(bytes(w)).cast("d")
+    with pytest.raises(ValueError, match=r"^sgd: w: expected a writeable array, given a read-only one$"):
+        ops.sgd(g, frozen, learning_rate=1.0)
+
+
+def test_array_of_an_exporter_before_dlpack_1():
+    class Old:
+        def __dlpack__(self, stream=None):
+            return x.__dlpack__()
+
+        def __dlpack_device__(self):
+            return x.__dlpack_device__()
+
+    x = np.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(ops.branch_sum(Old(), x), 2 * x)
+
+
+class Broken:
+    __array_interface__ = {"shape": (2, 2), "typestr": "<f8", "data": None, "version": 3}  # noqa: RUF012
+
+
+class OnCuda:
+    __cuda_array_interface__ = {}  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Device(), "expected memory of the CPU, given Device on a device of CUDA$"),
+        (OnCuda(), "expected memory of the CPU, given OnCuda on a device of CUDA$"),
+        (Broken(), "expected a valid __array_interface__, given Broken: "),
+        (b"bytes", "expected dtype float64 as x1 has, given uint8$"),
+        (memoryview(np.ones((2, 4)))[::1].cast("B"), "expected dtype float64 as x1 has, given uint8$"),
+        ("text", r"expected an ndarray, or an object with __dlpack__, .* given str \(np"),
+        (np.float64(1), r"expected 2-D, shape \(n=2, m=2\), given 0-D"),
+    ],
+)
+def test_refuses_array_of_another_library(never, given, message):
+    with pytest.raises((TypeError, ValueError), match=f"^branch_sum: x2: {message}"):
+        ops.branch_sum(np.ones((2, 2)), given, backend=never)
+    with pytest.raises((TypeError, ValueError), match=r"^branch_sum: out "):
+        ops.branch_sum(np.ones((2, 2)), np.ones((2, 2)), out=given, backend=never)
+
+
+def test_refuses_tensor(torch, never):
+    """What PyTorch would have to copy, and what NumPy has no dtype for."""
+    ones, x = torch.ones(2, 2, dtype=torch.float64), np.ones((2, 2))
+    for given, message in [
+        (ones.requires_grad_(), "given Tensor: .*require.* grad"),
+        (torch.ones(2, 2, dtype=torch.bfloat16), "given Tensor: "),
+        (torch.ones(2, 2, device="meta"), "given Tensor"),
+        (torch.ones(2, 3, dtype=torch.float64).T[:2], "expected a C-contiguous array, given strides"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=f"^branch_sum: x2: .*{message}"):
+            ops.branch_sum(x, given, backend=never)
+
+
 # How the functions look ------------------------------------------------------------------------------------
 
 
@@ -207,7 +301,7 @@ DEFECTS = {
     "none": lambda a: None,
     "list": lambda a: a.tolist(),
     "number": lambda a: 1.0,
-    "buffer": lambda a: memoryview(a),
+    "device": lambda a: Device(),
     "subclass": lambda a: a.view(Subclass),
     "masked": lambda a: np.ma.masked_array(a),
     "rank-higher": lambda a: a[None],
@@ -653,6 +747,6 @@ def test_message():
     ):
         ops.dense_forward(x, w.astype(np.float64))
     with pytest.raises(
-        TypeError, match=r"^dense_forward: x: expected an ndarray, given list \(np.asarray\(x\)"
+        TypeError, match=r"^dense_forward: x: expected an ndarray, or .* given list \(np.asarray\(x\)"
     ):
         ops.dense_forward([[1.0]], w)

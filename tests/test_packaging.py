@@ -2,15 +2,18 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from importlib import metadata, resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastae
+from fastae import cli, tables
 
 PACKAGE_DATA = ["py.typed", "data/digits.npz", "data/digits.txt"]
 PACKAGE_DATA += ["include/fastae.h", "__init__.pxd", "cython_kernels.pxd", "kernels/abi.txt"]
@@ -57,6 +60,7 @@ def test_extras(requirements):
         "plots",
         "progress",
         "data",
+        "images",
         "files",
         "onnx",
         "sklearn",
@@ -98,6 +102,31 @@ def test_command_starts_without_importing_numpy():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_readme_commands_run(tmp_path, monkeypatch, capsys, require):
+    """Those of the section "Command line", but for bench, which times."""
+    readme = Path(__file__).resolve().parents[1] / "README.md"
+    if not readme.is_file():
+        pytest.skip("README.md is not beside the tests")
+    for name in ("safetensors", "sklearn", "matplotlib"):
+        require(name)
+    text = readme.read_text(encoding="utf-8")
+    (block,) = re.findall(r"^## Command line\n+```sh\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    tables.write("rows.csv", {"x": np.random.default_rng(0).normal(size=(200, 6))})
+    commands = [shlex.split(line, comments=True) for line in block.splitlines()]
+    assert {arguments[0] for arguments in commands} == {"fastae"}
+    for arguments in commands:
+        if arguments[1] == "bench":
+            assert arguments[2] in fastae.models.MODELS
+        else:
+            assert cli.main(arguments[1:]) == 0, capsys.readouterr().err
+    made = {"rows.csv", "run", "codes.csv", "flags.csv", "model.c"}
+    assert {path.name for path in tmp_path.iterdir()} == made
+    names = {"mlp.safetensors", "history.csv", "learning-curve.png"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == names
+    assert tables.read("flags.csv").values[:, 1].sum() == 6  # 3 %
 
 
 def test_readme_examples_run(tmp_path, monkeypatch, capsys):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import fastae
-from fastae import backend, cli, datasets, models, train
+from fastae import backend, cli, datasets, models, tables, train
 from fastae.history import History
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -156,6 +156,50 @@ def test_every_model_trains(run, file, name):
     assert "The published and the reference figures are those of " in out
 
 
+@pytest.mark.usefixtures("needs_files")
+def test_layers_of_ones_own(run, tmp_path):
+    """The widths, the loss and the rate that are asked for, on a CSV file; better than its mean after all."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(400, 2)) @ rng.normal(size=(2, 6))
+    path = tmp_path / "rows.csv"
+    tables.write(path, {"x": values})
+    options = ("--hidden", "16,8", "--latent", 2, "--epochs", 60, "--learning-rate", 0.01, "--out", tmp_path)
+    status, out, err = run("mlp", "--data", path, *options, "--quiet")
+    assert (status, err) == (0, "")
+    assert out.startswith(
+        f"mlp on {path}: 360 rows, 40 for validation.\nMSE, Adam(learning_rate=0.01), batches"
+    )
+    assert "published" not in out
+    trainer = fastae.load(tmp_path / "mlp.safetensors", backend="numpy")
+    widths = [layer.units for layer in (*trainer.net.encoder, *trainer.net.decoder)]
+    assert widths == [16, 8, 2, 8, 16, 6]
+    assert trainer.history.val_loss[-1] < 0.1 * values[360:].var()
+    figures = dict(re.findall(r"^(\w.*?) {3,}(\S+)$", out, re.MULTILINE))
+    assert figures["parameters"] == str(trainer.net.n_parameters)
+    assert float(figures["validation loss, epoch 60"]) == pytest.approx(
+        trainer.history.val_loss[-1], rel=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "named", "shape"), [(16, False, (4, 4)), (16, True, None), (9, False, None), (12, False, None)]
+)
+def test_which_columns_are_pixels(tmp_path, width, named, shape):
+    """A square of columns is an image, unless they have names of their own or are too few."""
+    path = tmp_path / "rows.csv"
+    tables.write(path, {"x": np.ones((20, width))})
+    if not named:
+        path.write_text(path.read_text().partition("\n")[2])
+    assert train.load_data("mlp", str(path), "float32").image_shape == shape
+
+
+def test_loss_of_ones_own(run, tmp_path):
+    status, out, _ = run("mlp", "--data", "digits", "--hidden", "none", "--loss", "bce", "--epochs", 1)
+    assert status == 0
+    assert out.startswith("mlp on the bundled UCI digits: 1500 images of 28x28, 297 for validation.\nBCE, ")
+    assert str(2 * 784 * 16 + 784 + 16) in out  # parameters of one layer each way
+
+
 @pytest.mark.parametrize(("name", "side", "count"), [("autoencnet", 15, 1000), ("quark_mlp", 28, 1500)])
 def test_bundled_digits(run, name, side, count):
     status, out, err = run(name, "--data", "digits", "--epochs", 2, "--quiet")
@@ -229,7 +273,8 @@ def test_files_of_a_run(run, file, tmp_path):
     folder = tmp_path / "new" / "run"
     status, out, err = run("deep_mlp", "--data", file, "--epochs", 2, "--out", folder)
     assert status == 0, err
-    names = {"deep_mlp.safetensors", "learning-curve.png", "reconstructions.png", "codes.png"}
+    pictures = {"learning-curve.png", "reconstructions.png", "codes.png"}
+    names = {"deep_mlp.safetensors", "history.csv", *pictures}
     assert {path.name for path in folder.iterdir()} == names
     for name in names:
         assert name in out.splitlines()[-1]
@@ -237,6 +282,11 @@ def test_files_of_a_run(run, file, tmp_path):
     trainer = fastae.load(folder / "deep_mlp.safetensors", backend="numpy")
     assert len(trainer.history.val_loss) == 2
     assert trainer.encode(datasets.rows(images(3))).shape == (3, 4)
+    recorded = tables.read(folder / "history.csv")
+    assert recorded.columns == ("epoch", "loss", "val_loss", "seconds")
+    history = trainer.history
+    expected = np.column_stack([[1, 2], history.loss, history.val_loss, history.seconds])
+    np.testing.assert_array_equal(recorded.values, expected)
 
 
 @pytest.mark.usefixtures("needs_files")
@@ -245,7 +295,7 @@ def test_rows_that_are_no_images_have_a_curve_only(run, tmp_path):
     arguments = ("--data", tmp_path / "rows.npy", "--epochs", 1, "--out", tmp_path / "run")
     assert run("batchnorm_mlp", *arguments)[0] == 0
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"batchnorm_mlp.safetensors", "learning-curve.png"}
+    assert names == {"batchnorm_mlp.safetensors", "history.csv", "learning-curve.png"}
 
 
 @pytest.mark.usefixtures("needs_files")
@@ -340,7 +390,11 @@ def test_killed_run_is_resumed(run, tiles, tmp_path):
         (("quark_mpl",), "MODEL: expected one of autoencnet, quark_mlp, batchnorm_mlp"),
         (("quark_mlp", "--backend", "quick"), "quick"),
         (("quark_mlp", "--data", "mnits"), "--data mnits: no such file; or use mnist, fashion_mnist, digits"),
-        (("quark_mlp", "--data", "."), "--data .: not a file"),
+        (
+            ("quark_mlp", "--data", "digits", "--latent", 3),
+            "--latent: expected with MODEL mlp alone, got quark",
+        ),
+        (("mlp", "--data", "digits", "--hidden", "8,0"), "expected whole numbers >= 1, such as 128,64"),
         (("quark_mlp", "--data", "digits", "--resume"), "--resume needs --out"),
         (("quark_mlp", "--data", "digits", "--checkpoint-every", 1), "--checkpoint-every needs --out"),
         (("quark_mlp", "--data", "digits", "--threads", 2), "--threads 2: the backend numpy has no threads"),
@@ -349,8 +403,8 @@ def test_killed_run_is_resumed(run, tiles, tmp_path):
 )
 def test_one_line_for_what_is_wrong(run, arguments, message):
     status, _, err = run(*arguments, "--epochs", 1, "--quiet")
-    assert status == 1
-    assert err.startswith("fastae: error: ")
+    assert status == (2 if "--hidden" in arguments else 1)  # argparse has 2 for an argument by itself
+    assert err.startswith(("fastae: error: ", "fastae train: error: argument --hidden: "))
     assert message in err
     assert err.count("\n") == 1
 
@@ -498,19 +552,25 @@ def test_resume_of_another_training_or_a_damaged_file(run, tiles, tmp_path):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [
-        ("safetensors.numpy", 'pip install "fastae[files]"'),
-        ("matplotlib.figure", 'pip install "fastae[plots]"'),
-    ],
-)
 @pytest.mark.usefixtures("needs_files")
-def test_what_is_missing_is_said_before_the_training(run, tmp_path, monkeypatch, module, message):
-    monkeypatch.setitem(sys.modules, module, None)
+def test_what_is_missing_is_said_before_the_training(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     status, out, err = run("quark_mlp", "--data", "digits", "--out", tmp_path / "run")
     assert (status, out) == (1, "")
-    assert message in err
+    assert 'pip install "fastae[files]"' in err
+
+
+def test_without_matplotlib_there_are_no_pictures(run, require, tmp_path, monkeypatch):
+    require("safetensors")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    folder = tmp_path / "run"
+    status, out, err = run("quark_mlp", "--data", "digits", "--epochs", 1, "--out", folder)
+    assert status == 0
+    assert err.splitlines()[0] == (
+        'fastae: there will be no pictures: drawing needs matplotlib: pip install "fastae[plots]"'
+    )
+    assert {path.name for path in folder.iterdir()} == {"quark_mlp.safetensors", "history.csv"}
+    assert out.splitlines()[-1] == f"In {folder}: quark_mlp.safetensors, history.csv"
 
 
 @pytest.mark.usefixtures("needs_files")

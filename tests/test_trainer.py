@@ -1435,3 +1435,33 @@ def test_history_before_a_fit():
     assert isinstance(history, History)
     assert history.batch_loss.shape == (0,)
     assert history.updates == 0
+
+
+# Arrays of other libraries ---------------------------------------------------------------------------------
+
+
+def test_takes_arrays_of_other_libraries(foreign, same_bits):
+    """Everything that is an array may be another library's, and gives the same bits."""
+    rng = np.random.default_rng(0)
+    X, target = (rng.uniform(size=(20, 6)).astype(np.float32) for _ in range(2))
+    weight, codes = rng.uniform(size=20), np.empty((20, 3), np.float32)
+
+    def train(show):
+        net = Network(encoder=[Dense(3)], decoder=[Dense(6)], input_shape=6)
+        trainer = Trainer(net, seed=0, batch_size=8, backend="numpy")
+        held = (show(X), show(target), show(weight))
+        trainer.fit(show(X), show(target), epochs=2, sample_weight=show(weight), validation_data=held)
+        codes[...] = np.nan
+        returned = trainer.encode(show(X), out=show(codes))
+        assert type(returned) is np.ndarray
+        assert np.shares_memory(returned, codes)
+        return trainer, [codes.copy(), trainer.decode(show(codes)), *trainer.weights.values()]
+
+    trainer, expected = train(lambda array: array)
+    _, found = train(foreign)
+    for one, other in zip(found, expected, strict=True):
+        same_bits(one, other, "with arrays of another library")
+    with pytest.raises(TypeError, match=r"^X: expected dtype float32, as the trainer has, given float64"):
+        trainer.encode(foreign(X.astype(np.float64)))
+    with pytest.raises(TypeError, match=r"^X: expected an ndarray, or an object with .*, given list$"):
+        trainer.encode(X.tolist())

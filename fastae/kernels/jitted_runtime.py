@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastae.executor import check_run
+from fastae.executor import check_run, team_size
 from fastae.kernels.table import KERNELS
 
 try:
@@ -46,7 +46,10 @@ _GRAIN = 1 << 19
 _MOST_BLOCKS = 8
 _NARROWEST = 64
 
-_SPINS = 4000  # looks at a barrier, some microseconds, before the thread gives up its core
+# FLOPs of a batch that are worth a thread.
+_WORTH_A_THREAD = 4e6
+
+_SPINS = 4000  # looks at a barrier, some microseconds, before the thread sleeps
 
 
 # --- compiling -----------------------------------------------------------------------------------
@@ -251,15 +254,47 @@ def _store(typing, array, place, value):
     return signature, generate
 
 
+#: Number of the system call by which threads sleep and wake, where there is one.
+_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine(), 0) if sys.platform == "linux" else 0
+
+
+def _call_futex(builder, spot, operation, value):
+    """Sleep while the low half of a number is `value` (operation 128), or wake all that do (129)."""
+    word = ir.IntType(64)
+    form = ir.FunctionType(word, [word], var_arg=True)
+    function = cgutils.get_or_insert_function(builder.module, form, "syscall")
+    nothing = ir.Constant(word, 0)
+    number, what = ir.Constant(word, _FUTEX), ir.Constant(word, operation)
+    builder.call(function, [number, builder.ptrtoint(spot, word), what, value, nothing, nothing, nothing])
+
+
 @intrinsic
-def _yield_core(typing):
-    """Let another thread have this core."""
-    signature = types.void()
+def _sleep_while(typing, array, place, value):
+    """Sleep until ``array[place]`` is another number, or for no reason; elsewhere give the core away."""
+    signature = types.void(array, place, value)
 
     def generate(context, builder, signature, arguments):
-        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
-        form = ir.FunctionType(ir.IntType(32), [])
-        builder.call(cgutils.get_or_insert_function(builder.module, form, name), ())
+        spot = builder.gep(data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+        if _FUTEX:
+            _call_futex(builder, spot, 128, arguments[2])
+        else:
+            name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+            form = ir.FunctionType(ir.IntType(32), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, form, name), ())
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def _wake_all(typing, array, place):
+    """Wake what sleeps while ``array[place]`` is what it was."""
+    signature = types.void(array, place)
+
+    def generate(context, builder, signature, arguments):
+        if _FUTEX:
+            spot = builder.gep(data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+            _call_futex(builder, spot, 129, ir.Constant(ir.IntType(64), 0x7FFFFFFF))
         return context.get_dummy_value()
 
     return signature, generate
@@ -270,19 +305,28 @@ def _yield_core(typing):
 
 @njit(**OPTIONS)
 def meet(state, parts):
-    """Barrier: ``state[0]`` threads have arrived, ``state[8]`` counts the meetings."""
+    """Barrier: ``state[0]`` threads have arrived, ``state[8]`` counts the meetings, ``state[9]`` sleep.
+
+    A thread spins for a moment and then sleeps: where there are more threads than processors, the one that is
+    waited for gets one.
+    """
     if parts == 1:
         return
     meeting = _load(state, 8)
     if _fetch_add(state, 0, 1) == parts - 1:
         _store(state, 0, 0)
         _store(state, 8, meeting + 1)
+        if _load(state, 9):
+            _wake_all(state, 8)
         return
     looks = 0
     while _load(state, 8) == meeting:
         looks += 1
         if looks > _SPINS:
-            _yield_core()
+            _fetch_add(state, 9, 1)
+            while _load(state, 8) == meeting:
+                _sleep_while(state, 8, meeting)
+            _fetch_add(state, 9, -1)
 
 
 @njit(**OPTIONS)
@@ -498,8 +542,8 @@ class Executor:
         A lowered program with contiguous (not padded) slots.
     arena : ndarray of shape (program.arena_size,) and program.dtype
         The block all its arrays live in.
-    n_threads : int
-        Threads of the team, the calling one among them.
+    n_threads : int or None
+        Threads of the team, the calling one among them; None: chosen for each run by its work.
 
     Raises
     ------
@@ -512,8 +556,8 @@ class Executor:
         """Return the compiled instruction form, which has an ``address``, of a kernel for a dtype.char."""
         raise NotImplementedError
 
-    def __init__(self, program: Program, arena: np.ndarray, n_threads: int = 1) -> None:
-        if n_threads < 1:
+    def __init__(self, program: Program, arena: np.ndarray, n_threads: int | None = 1) -> None:
+        if n_threads is not None and n_threads < 1:
             raise ValueError(f"n_threads: expected at least 1, got {n_threads}")
         self._arena = arena
         self._header = arena[: 64 // arena.itemsize].view(np.int64)
@@ -598,19 +642,19 @@ class Executor:
             np.zeros(24, np.int64),
         )
         epoch = _epoch(self._arena.dtype.char)
+        parts = self._n_threads or team_size(routine, rows, size, _WORTH_A_THREAD)
         with one_thread():
-            if self._n_threads == 1:
+            if parts == 1:
                 epoch(*arguments, 0, 1)
             else:
-                self._run_team(epoch, arguments, control)
+                self._run_team(epoch, arguments, control, parts)
 
-    def _run_team(self, epoch: Any, arguments: tuple[Any, ...], control: np.ndarray) -> None:
+    def _run_team(self, epoch: Any, arguments: tuple[Any, ...], control: np.ndarray, parts: int) -> None:
         """Run the epoch on all threads, or, when one cannot be started, on none.
 
         Part 0 has a thread of its own too: an interrupt of the calling one then never leaves the others
         waiting for it. It stops the team at the next batch, and is passed on when nobody writes any more.
         """
-        parts = self._n_threads
         ready = threading.Event()
         complete = False
 

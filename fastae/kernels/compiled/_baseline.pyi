@@ -17,8 +17,8 @@ class Kernel:
 class Executor:
     program: Program
     arena: npt.NDArray[Any]
-    n_threads: int
-    def __init__(self, program: Program, arena: npt.NDArray[Any], n_threads: int = 1) -> None: ...
+    n_threads: int | None
+    def __init__(self, program: Program, arena: npt.NDArray[Any], n_threads: int | None = 1) -> None: ...
     def run(
         self,
         routine: Routine,

@@ -12,13 +12,14 @@ so never meets half a vector. `part` of `parts` is the share of the outputs this
 from libc.math cimport isfinite, sqrt, sqrtf
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 
 import threading
 
-from fastae.executor import check_run
+from fastae.executor import check_run, team_size
 
 cdef extern from "kernels.h" nogil:
     const int VECTOR_BYTES, TILE_COLUMNS, DOT_ROWS
@@ -92,11 +93,16 @@ cdef extern from "random.h" nogil:
     void random_bits(uint64_t key, uint32_t first, uint32_t step, uint32_t* bits, Py_ssize_t count)
 
 cdef extern from "team.h" nogil:
-    ctypedef struct Barrier:
+    ctypedef struct Seat:
         pass
-    void barrier_wait(Barrier* barrier, Py_ssize_t parts)
-    bint wait_for_start(const int64_t* start)
-    void decide_start(int64_t* start, int64_t decided)
+    void tell(Seat* seat, uint32_t round)
+    void wait_for(Seat* seat, uint32_t round)
+    void meet(Seat* seats, uint32_t* round, Py_ssize_t part, Py_ssize_t parts)
+    ctypedef struct Tuner:
+        int team
+        int64_t batches
+    Tuner new_tuner()
+    int tune(Tuner* tuner)
     uint64_t flush_denormals()
     void restore_denormals(uint64_t before)
 
@@ -129,13 +135,27 @@ cdef inline Py_ssize_t width(Py_ssize_t columns, Py_ssize_t pad, real* like) noe
 
 # -- products ------------------------------------------------------------------------------------
 
+cdef inline bint by_rows(Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t steps, Py_ssize_t parts) noexcept nogil:
+    """Whether a product is shared out by rows, as fetching, losses and activations are.
+
+    What a thread writes stays in its core's cache, and to take it from there costs more than the
+    arithmetic on it. So it is the larger of the two that stays: rows of data, or columns of weights.
+    """
+    return rows >= 4 * parts and rows * (columns + steps) > columns * steps
+
+
 cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                         const real* b, Py_ssize_t b_step, Py_ssize_t steps, const real* bias,
                         real* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns,
                         const void* update, int activation,
                         Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    """c = f(a b + bias), or c updated by the gradient a b: even tiles, panel by panel,
-        so that b stays near."""
+    """c = f(a b + bias), or c updated by the gradient a b: even tiles, panel by panel, so that b stays near."""
+    if parts > 1 and update == NULL and by_rows(rows, columns, steps, parts):
+        outer_product(a + share(rows, part, parts) * a_row, a_row, a_step, b, b_step, steps, bias,
+                      c + share(rows, part, parts) * c_row, c_row,
+                      share(rows, part + 1, parts) - share(rows, part, parts), columns,
+                      NULL, activation, 0, 1)
+        return
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes
     cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
@@ -164,6 +184,12 @@ cdef void dot_product(const real* a, Py_ssize_t a_row, const real* b, Py_ssize_t
                       const real* saved, real* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns,
                       int activation, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """c = (a b^T) f'(saved), the sums along the rows of both."""
+    if parts > 1 and by_rows(rows, columns, m, parts):
+        dot_product(a + share(rows, part, parts) * a_row, a_row, b, b_row, m,
+                    saved + share(rows, part, parts) * c_row if saved != NULL else NULL,
+                    c + share(rows, part, parts) * c_row, c_row,
+                    share(rows, part + 1, parts) - share(rows, part, parts), columns, activation, 0, 1)
+        return
     cdef Py_ssize_t first = share((columns + 3) // 4, part, parts) * 4
     cdef Py_ssize_t end = min(share((columns + 3) // 4, part + 1, parts) * 4, columns)
     cdef Py_ssize_t i, j, band
@@ -785,7 +811,14 @@ cdef struct Job:
     char* out
     int64_t* control
     bint trains
-    Barrier* barrier
+    Seat* seats
+    # With a tuner the first thread may go on alone, from batch `alone_from`; the others wait until they are
+    # recalled, for the next batch or because all is over.
+    Tuner* tuner
+    Seat recall
+    uint32_t recalls
+    Py_ssize_t alone_from, next_batch
+    bint over
 
 
 cdef void fetch(Job* job, const char* source, Py_ssize_t columns, Py_ssize_t offset, Py_ssize_t start,
@@ -799,21 +832,23 @@ cdef void fetch(Job* job, const char* source, Py_ssize_t columns, Py_ssize_t off
 
 cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """One thread's part of a run: every batch, every instruction, no Python and no allocation."""
-    cdef Py_ssize_t batch = 0, start = 0, count, i, step
+    cdef Py_ssize_t batch = 0, start, count, i, step, team = parts
     cdef const int64_t* code
     cdef const int64_t* row
     cdef int64_t* header = <int64_t*>arena
-    while start < job.rows:
+    cdef uint32_t round = 0, recalls = 0
+    while batch * job.batch < job.rows:
+        start = batch * job.batch
         count = min(job.batch, job.rows - start)
         code = job.code if count == job.batch else job.tail_code
-        fetch(job, job.data, job.input_columns, job.input_offset, start, count, arena, part, parts)
+        fetch(job, job.data, job.input_columns, job.input_offset, start, count, arena, part, team)
         if job.target != NULL:
-            fetch(job, job.target, job.target_columns, job.target_offset, start, count, arena, part, parts)
+            fetch(job, job.target, job.target_columns, job.target_offset, start, count, arena, part, team)
         if job.weights != NULL and part == 0:
             for i in range(count):
                 arena[job.weight_offset + i] = (<const real*>job.weights)[
                     start + i if job.order == NULL else job.order[start + i]]
-        barrier_wait(job.barrier, parts)
+        meet(job.seats, &round, part, team)
         for i in range(job.instructions + 1):
             if i == job.check and i > 0:
                 # every thread sees the same loss and takes the same way
@@ -825,12 +860,12 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
                     return
             if i < job.instructions:
                 row = code + i * job.width
-                instructions_of(arena)[row[0]](arena, row + 2, job.pad, part, parts)
+                instructions_of(arena)[row[0]](arena, row + 2, job.pad, part, team)
                 if row[1]:
-                    barrier_wait(job.barrier, parts)
+                    meet(job.seats, &round, part, team)
         if job.out != NULL:
             step = ld(job.output_columns, job.pad)
-            for i in range(share(count, part, parts), share(count, part + 1, parts)):
+            for i in range(share(count, part, team), share(count, part + 1, team)):
                 memcpy(<real*>job.out + (start + i) * job.output_columns,
                        arena + job.output_offset + i * step, job.output_columns * sizeof(real))
         if part == 0:
@@ -838,11 +873,28 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
                 header[0] += 1
             job.control[1] = batch + 1
             job.control[3] = job.control[0]  # seen by all threads at the same batch
-        barrier_wait(job.barrier, parts)
+            if job.tuner != NULL and not tune(job.tuner) and team > 1:
+                job.alone_from = batch + 1
+        meet(job.seats, &round, part, team)
         if job.control[3]:
             return
         batch += 1
-        start += count
+        if job.tuner == NULL:
+            continue
+        if part > 0:
+            if job.alone_from == batch:
+                recalls += 1
+                wait_for(&job.recall, recalls)
+                if job.over:
+                    return
+                batch = job.next_batch
+        elif job.alone_from == batch:
+            team = 1
+        elif team == 1 and job.tuner.team:
+            team = parts
+            job.next_batch = batch
+            job.recalls += 1
+            tell(&job.recall, job.recalls)
 
 
 cdef int READABLE = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT
@@ -852,16 +904,21 @@ cdef class Run:
     """One run: its job, and the buffers held as long as any thread may use them."""
 
     cdef Job job
-    cdef Barrier barrier
+    cdef Seat start  # 0 until it is decided whether all threads are there
+    cdef bint complete
+    cdef void* room
     cdef int64_t own_control[8]
-    cdef int64_t start
     cdef bint single
     cdef Py_ssize_t parts
     cdef Py_buffer views[12]  # more than a run has arrays
     cdef int count
 
-    def __cinit__(self):
-        self.job.barrier = &self.barrier
+    def __cinit__(self, Py_ssize_t parts, bint single):
+        self.parts, self.single = parts, single
+        self.room = PyMem_Calloc(parts + 1, sizeof(Seat))
+        if self.room == NULL:
+            raise MemoryError
+        self.job.seats = <Seat*>((<uintptr_t>self.room + sizeof(Seat) - 1) // sizeof(Seat) * sizeof(Seat))
 
     cdef void* hold(self, object array, str name, str formats, Py_ssize_t size, bint writable) except? NULL:
         """Address of a C-contiguous array with one of the format letters and at least `size` elements."""
@@ -880,6 +937,7 @@ cdef class Run:
         return view.buf
 
     def __dealloc__(self):
+        PyMem_Free(self.room)
         while self.count > 0:
             self.count -= 1
             PyBuffer_Release(&self.views[self.count])
@@ -889,18 +947,28 @@ cdef class Run:
         cdef uint64_t before
         with nogil:
             if part == 0:
-                decide_start(&self.start, 1)
-            if wait_for_start(&self.start):
+                self.complete = True
+                tell(&self.start, 1)
+            else:
+                wait_for(&self.start, 1)
+            if self.complete:
                 before = flush_denormals()
                 if self.single:
                     run_batches(&self.job, <float*>self.job.arena, part, self.parts)
                 else:
                     run_batches(&self.job, <double*>self.job.arena, part, self.parts)
                 restore_denormals(before)
+                if part == 0:
+                    self.job.over = True
+                    tell(&self.job.recall, self.job.recalls + 1)
 
     def send_home(self):
         """Let the threads that have been started end: the run does not take place."""
-        decide_start(&self.start, -1)
+        tell(&self.start, 1)
+
+
+#: FLOPs of a batch that are worth a thread.
+cdef double WORTH_A_THREAD = 1e6
 
 
 cdef class Executor:
@@ -912,8 +980,9 @@ cdef class Executor:
         Lowered with padded rows.
     arena : ndarray of shape (program.arena_size,)
         The memory it runs in; kept alive by the executor.
-    n_threads : int
-        Threads that share each instruction, at least 1. The result has the same bits for any number.
+    n_threads : int or None
+        Threads that share each instruction, at least 1; None: chosen for each run by its work, and while it
+        runs by what is measured to be faster, the team or one thread. The bits are the same for any number.
 
     Raises
     ------
@@ -921,14 +990,14 @@ cdef class Executor:
         If `n_threads` is less than 1.
     """
 
-    cdef readonly object program, arena
-    cdef readonly Py_ssize_t n_threads
+    cdef readonly object program, arena, n_threads
     cdef bint single
     cdef dict codes
     cdef Py_ssize_t pad
+    cdef Tuner[2] tuners  # of routines that train, and of others
 
     def __init__(self, program, arena, n_threads=1):
-        if n_threads < 1:
+        if n_threads is not None and n_threads < 1:
             raise ValueError(f"n_threads: expected at least 1, got {n_threads}")
         self.program = program
         self.arena = arena
@@ -936,17 +1005,21 @@ cdef class Executor:
         self.single = arena.dtype == "float32"
         self.pad = 64 // arena.itemsize
         self.codes = {}
+        for i in range(2):
+            self.tuners[i] = new_tuner()
 
     def run(self, routine, data, target, order, *, weights=None, losses=None, out=None, control=None):
         """Run `routine` over the rows of `data` (see the executor protocol in fastae.executor)."""
         check_run(routine, data, target, order, weights, out)
-        cdef Run run = Run()
+        cdef Py_ssize_t rows = len(data) if order is None else len(order)
+        cdef Py_ssize_t parts = (
+            team_size(routine, rows, self.program.batch_size, WORTH_A_THREAD)
+            if self.n_threads is None else self.n_threads)
+        cdef Run run = Run(parts, self.single)
         cdef Job* job = &run.job
         cdef str kind = "f" if self.single else "d"
-        run.single = self.single
-        run.parts = self.n_threads
         job.batch = self.program.batch_size
-        job.rows = len(data) if order is None else len(order)
+        job.rows = rows
         job.arena = run.hold(self.arena, "arena", kind, self.program.arena_size, True)
         code = self._code(routine, job.batch)
         tail = self._code(routine, job.rows % job.batch) if job.rows % job.batch else None
@@ -975,8 +1048,11 @@ cdef class Executor:
             job.control = run.own_control
         job.control[1], job.control[2] = 0, -1
         job.trains = routine.trains
+        if parts > 1 and self.n_threads is None:
+            job.tuner = &self.tuners[job.trains]
+            job.tuner.batches = -1
         job.pad = self.pad
-        team = [threading.Thread(target=run.enter, args=(part,)) for part in range(1, self.n_threads)]
+        team = [threading.Thread(target=run.enter, args=(part,)) for part in range(1, parts)]
         try:
             for thread in team:
                 thread.start()

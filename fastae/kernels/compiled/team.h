@@ -2,7 +2,13 @@
 #ifndef FASTAE_TEAM_H
 #define FASTAE_TEAM_H
 
+#include <stddef.h>
 #include <stdint.h>
+#include <time.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if defined(_WIN32)
 #include <windows.h>
 #define FASTAE_YIELD() SwitchToThread()
@@ -47,46 +53,125 @@ static inline void restore_denormals(uint64_t before)
 #endif
 }
 
+/* Sleep until `word` is not `seen` any more, or for no reason; and wake all that sleep on it. Where there is no such
+ * call the core is given away instead, which is enough unless others want it too. */
+#if defined(__linux__)
+static inline void sleep_while(const uint32_t *word, uint32_t seen)
+{
+    syscall(SYS_futex, word, 128 /* FUTEX_WAIT_PRIVATE */, seen, NULL, NULL, 0);
+}
+
+static inline void wake_all(const uint32_t *word)
+{
+    syscall(SYS_futex, word, 129 /* FUTEX_WAKE_PRIVATE */, INT32_MAX, NULL, NULL, 0);
+}
+#else
+static inline void sleep_while(const uint32_t *word, uint32_t seen)
+{
+    (void)word, (void)seen;
+    FASTAE_YIELD();
+}
+
+static inline void wake_all(const uint32_t *word) { (void)word; }
+#endif
+
+/* Where one thread tells how far it is, on cache lines of its own (which are fetched in pairs). */
 typedef struct {
-    int64_t arrived;
-    char apart[56]; /* the two on cache lines of their own */
-    int64_t round;
-} Barrier;
+    uint32_t round;
+    uint32_t asleep; /* how many sleep until it goes on */
+    char apart[120];
+} Seat;
 
-/* What the first thread has decided: 1 all are there, go; -1 not all could be started, go home; 0 wait. */
-static inline int wait_for_start(const int64_t *start)
+static inline void tell(Seat *seat, uint32_t round)
 {
-    int64_t decided;
-    for (int spins = 0; (decided = __atomic_load_n(start, __ATOMIC_ACQUIRE)) == 0;) {
-        if (++spins < FASTAE_SPINS)
-            FASTAE_PAUSE();
-        else
-            FASTAE_YIELD();
+    __atomic_store_n(&seat->round, round, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&seat->asleep, __ATOMIC_SEQ_CST))
+        wake_all(&seat->round);
+}
+
+/* Spin for a moment, then sleep: where there are more threads than processors the one that is waited for gets one.
+ * To spin on, or to yield, would take it away for the whole of a time slice, at every barrier. */
+static inline void wait_for(Seat *seat, uint32_t round)
+{
+    for (int spins = 0; spins < FASTAE_SPINS; spins++) {
+        if ((int32_t)(__atomic_load_n(&seat->round, __ATOMIC_ACQUIRE) - round) >= 0) return;
+        FASTAE_PAUSE();
     }
-    return decided > 0;
+    __atomic_add_fetch(&seat->asleep, 1, __ATOMIC_SEQ_CST);
+    for (uint32_t seen; (int32_t)((seen = __atomic_load_n(&seat->round, __ATOMIC_SEQ_CST)) - round) < 0;)
+        sleep_while(&seat->round, seen);
+    __atomic_sub_fetch(&seat->asleep, 1, __ATOMIC_SEQ_CST);
 }
 
-static inline void decide_start(int64_t *start, int64_t decided)
-{
-    __atomic_store_n(start, decided, __ATOMIC_RELEASE);
-}
-
-/* Spin for a moment, then give the processor away: more threads than processors slow down and do not stop. */
-static inline void barrier_wait(Barrier *barrier, Py_ssize_t parts)
+/* A barrier: everyone tells, and looks at all others, so that it costs one way between two cores. */
+static inline void meet(Seat *seats, uint32_t *round, Py_ssize_t part, Py_ssize_t parts)
 {
     if (parts == 1) return;
-    const int64_t round = __atomic_load_n(&barrier->round, __ATOMIC_RELAXED);
-    if (__atomic_add_fetch(&barrier->arrived, 1, __ATOMIC_ACQ_REL) == parts) {
-        __atomic_store_n(&barrier->arrived, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&barrier->round, round + 1, __ATOMIC_RELEASE);
-        return;
+    tell(seats + part, ++*round);
+    for (Py_ssize_t other = 0; other < parts; other++)
+        if (other != part) wait_for(seats + other, *round);
+}
+
+/* Whether a batch is done faster by the team or by one thread alone is measured while they run, again and again, for
+ * it changes with what else the machine has to do. The results have the same bits either way. */
+typedef struct {
+    int team;        /* who runs the batches now: 1 the team, 0 one thread */
+    int trying;      /* whether that is only to see how long it takes */
+    int64_t batches; /* of this stretch; the first one after a change does not count */
+    int64_t left;    /* stretches until the other is tried */
+    int64_t patience;
+    double began;
+    double cost[2]; /* seconds of a batch, as last measured */
+} Tuner;
+
+static inline Tuner new_tuner(void)
+{
+    const Tuner tuner = {.team = 1, .batches = -1, .left = 1, .patience = 16};
+    return tuner;
+}
+
+static inline double seconds(void)
+{
+#if defined(_WIN32)
+    LARGE_INTEGER count, rate;
+    QueryPerformanceCounter(&count);
+    QueryPerformanceFrequency(&rate);
+    return (double)count.QuadPart / (double)rate.QuadPart;
+#else
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+#endif
+}
+
+/* Called after each batch; gives who runs the next one. */
+static inline int tune(Tuner *t)
+{
+    const double now = seconds(), taken = now - t->began;
+    if (++t->batches == 0) {
+        t->began = now;
+        return t->team;
     }
-    for (int spins = 0; __atomic_load_n(&barrier->round, __ATOMIC_ACQUIRE) == round;) {
-        if (++spins < FASTAE_SPINS)
-            FASTAE_PAUSE();
-        else
-            FASTAE_YIELD();
+    if (taken < 5e-4 || (t->batches < 4 && taken < 4e-3)) return t->team;
+    const double before = t->cost[t->team], cost = taken / (double)t->batches;
+    t->cost[t->team] = cost;
+    t->batches = 0;
+    t->began = now;
+    if (!t->trying) {
+        if (--t->left > 0 && !(cost > 1.5 * before)) return t->team;
+        t->trying = 1;
+    } else {
+        t->trying = 0;
+        if (cost < t->cost[!t->team]) { /* it stays */
+            t->left = t->patience = 16;
+            return t->team;
+        }
+        t->patience = t->patience < 128 ? 2 * t->patience : 256;
+        t->left = t->patience;
     }
+    t->team = !t->team;
+    t->batches = -1;
+    return t->team;
 }
 
 #endif
