@@ -100,6 +100,7 @@ $(VENV)/.build-tool: | $(BIN)/python
 
 clean:
 	rm -rf build dist *.egg-info fastae-demo fastae-examples
+	rm -rf fastae/include fastae/cython_kernels.pxd  # written by setup.py
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find fastae \( -name '*.so' -o -name '*.nbi' -o -name '*.nbc' \) -delete
 	find benchmarks examples fastae tests -name __pycache__ -prune -exec rm -rf {} +

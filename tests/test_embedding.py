@@ -565,8 +565,8 @@ def small():
 
 
 def trainer_of(net, **options):
-    given = {"optimizer": fastae.Adam(1e-3), "batch_size": 8, "seed": 0, "backend": "cython"} | options
-    return Trainer(net, **given)
+    given = {"optimizer": fastae.Adam(1e-3), "batch_size": 8, "seed": 0, "backend": "cython", "n_threads": 1}
+    return Trainer(net, **given | options)
 
 
 def rows_of(net, count, dtype="float32"):
