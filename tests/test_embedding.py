@@ -396,7 +396,7 @@ def compile_with(compiler, language, source, target, *, include=None, python=Tru
     command = COMPILERS[compiler][kind]
     if shutil.which(command) is None:
         message = f"{command} is not installed"
-        if os.environ.get("CI") and compiler == "gcc":
+        if os.environ.get("CI" if compiler == "gcc" else "CI_CLANG"):
             pytest.fail(message)
         pytest.skip(message)
     path = target.with_suffix(".c" if kind == "c" else ".cpp")

@@ -91,8 +91,8 @@ def onnx_run():
 def compiler(request):
     found = shutil.which(request.param)
     if found is None:
-        if request.param == "gcc" and os.environ.get("CI"):
-            pytest.fail("CI has gcc")
+        if os.environ.get("CI" if request.param == "gcc" else "CI_CLANG"):
+            pytest.fail(f"CI has {request.param}")
         pytest.skip(f"no {request.param}")
     return found
 
