@@ -73,6 +73,10 @@ def test_same_bits_for_any_number_of_threads(name, dtype):
 def test_same_bits_where_threads_are_chosen(name, monkeypatch):
     """A team of three, more than many a machine has processors: it goes on alone and together by turns."""
     monkeypatch.setenv("FASTAE_NUM_THREADS", "3")
+    if name == "numba":
+        from fastae.kernels import jitted_runtime
+
+        monkeypatch.setattr(jitted_runtime, "_WORTH_A_THREAD", 1e6)
     net = Network([Dense(96, "relu"), Dense(40)], [Dense(256, "sigmoid")], 256)
     x = np.random.default_rng(1).random((64 * 600 + 5, 256)).astype("float32")
     module = load(name)

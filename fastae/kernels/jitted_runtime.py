@@ -46,8 +46,8 @@ _GRAIN = 1 << 19
 _MOST_BLOCKS = 8
 _NARROWEST = 64
 
-# FLOPs of a batch that are worth a thread.
-_WORTH_A_THREAD = 4e6
+# FLOPs of a batch that are worth a thread: more than for Cython, as blocks of a product are larger here.
+_WORTH_A_THREAD = 5e7
 
 _SPINS = 4000  # looks at a barrier, some microseconds, before the thread sleeps
 
