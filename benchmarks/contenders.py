@@ -57,6 +57,13 @@ Weights = Mapping[str, np.ndarray]
 class Problem:
     """A system with images, the order in which they are drawn, and initial weights, from fixed seeds.
 
+    Parameters
+    ----------
+    name : str
+        Of a published system; or of `net`.
+    net : Network, optional
+        For rows of 784 pixels, with a recipe.
+
     Attributes
     ----------
     images : float64 [n, pixels]
@@ -65,9 +72,9 @@ class Problem:
         With replacement.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, net: Network | None = None) -> None:
         self.name = name
-        self.net: Network = models.MODELS[name]()
+        self.net: Network = net or models.MODELS[name]()
         assert self.net.recipe is not None
         self.recipe: Recipe = self.net.recipe
         self.batch = self.recipe.batch_size

@@ -67,6 +67,7 @@ def test_extras(requirements):
         "demo",
         "test",
         "bench",
+        "peers",
         "lint",
         "all",
     }

@@ -1299,6 +1299,7 @@ def test_a_fit_after_a_finished_cosine_says_that_it_learns_nothing():
     trainer.fit(x, epochs=1)  # a warning would be an error
 
 
+@pytest.mark.timed
 def test_an_interrupted_fit_goes_on_as_if_it_had_not_been():
     """The weights are those after `updates` whole updates: nothing is half done."""
     x = rows(2000)
