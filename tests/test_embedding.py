@@ -70,6 +70,9 @@ def test_every_exported_function_has_a_test():
     assert exported == tested
     kernels = {f.kernel.name for f in OF_KERNELS}
     assert kernels == set(KERNELS)
+    text = (Path(fastae.get_include()) / "fastae.h").read_text()
+    declared = set(re.findall(r"^FASTAE_INLINE .*?\bfastae_(\w+)\(", text, re.M))
+    assert declared == tested | {"import", "use", "instruction_set"}
 
 
 def test_abi_is_the_recorded_one():
@@ -1009,6 +1012,9 @@ def test_example(example, same_bits):
     for bad in (fastae.plan(trainer, routines="encode"), fastae.plan(trainer_of(small(), dtype="float64"))):
         with pytest.raises(ValueError, match=r"float32 model|does not have this routine"):
             example.Scorer(bad)
+    narrow = Network(encoder=[Dense(3)], decoder=[Dense(2)], input_shape=9)  # trained with a target
+    with pytest.raises(ValueError, match=r"columns of its input|a size is"):
+        example.Scorer(fastae.plan(trainer_of(narrow), routines="reconstruct"))
     scorer = example.Scorer(plan)
     with pytest.raises(ValueError, match="expected"):
         scorer.score(np.ones((4, 8), "f4"), np.ones(4, "f4"))

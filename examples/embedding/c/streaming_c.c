@@ -33,6 +33,10 @@ static int Scorer_init(PyObject *object, PyObject *args, PyObject *keywords)
         PyErr_SetString(PyExc_ValueError, "plan: expected one of a float32 model that reconstructs");
         return -1;
     }
+    if (self->plan.output_columns != self->plan.input_columns) { /* a model with targets of its own */
+        PyErr_SetString(PyExc_ValueError, "plan: expected a model whose output has the columns of its input");
+        return -1;
+    }
     /* the arena on a boundary of 64 bytes, and behind it one row */
     self->memory = PyMem_Malloc((size_t)(64 + self->plan.arena_size) + (size_t)self->plan.output_columns * sizeof(float));
     if (!self->memory) {

@@ -48,6 +48,8 @@ ffi.set_source(
         *code = fastae_plan_open(plan, size, &s->plan);
         if (*code == FASTAE_OK && (s->plan.itemsize != 4 || !(s->plan.routines >> FASTAE_RECONSTRUCT & 1)))
             *code = FASTAE_ERROR_ROUTINE;
+        if (*code == FASTAE_OK && s->plan.output_columns != s->plan.input_columns)
+            *code = FASTAE_ERROR_SIZE; /* a model with targets of its own */
         if (*code == FASTAE_OK) {
             /* the arena on a boundary of 64 bytes, and behind it one row */
             s->memory = (char *)malloc((size_t)(64 + s->plan.arena_size + 4 * s->plan.output_columns));

@@ -29,6 +29,8 @@ cdef class Scorer:
         check(plan_open(<const char*>plan, len(plan), &self.plan))
         if self.plan.itemsize != sizeof(float) or not self.plan.routines >> RECONSTRUCT & 1:
             raise ValueError("plan: expected one of a float32 model that reconstructs")
+        if self.plan.output_columns != self.plan.input_columns:  # a model with targets of its own
+            raise ValueError("plan: expected a model whose output has the columns of its input")
         # the arena on a boundary of 64 bytes, and behind it one row
         self.memory = PyMem_Malloc(64 + self.plan.arena_size + self.plan.output_columns * sizeof(float))
         if self.memory == NULL:

@@ -24,6 +24,8 @@ class Scorer:
         words = self._opened.plan
         if words[_ITEMSIZE] != 4 or not words[_ROUTINES] >> cython.RECONSTRUCT & 1:
             raise ValueError("plan: expected one of a float32 model that reconstructs")
+        if words[_INPUT] != words[_OUTPUT]:  # a model with targets of its own
+            raise ValueError("plan: expected a model whose output has the columns of its input")
         self._columns = int(words[_INPUT])
         self._reconstruction = np.empty((1, int(words[_OUTPUT])), np.float32)
 
