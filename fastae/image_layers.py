@@ -55,7 +55,7 @@ def _whole(name: str, value: Any, minimum: int) -> int:
 
 def _pair(name: str, value: Any, minimum: int = 1) -> Pair:
     """Return (height, width) of what is given as one integer or as two."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
         if len(value) != 2:
             raise ValueError(f"{name} must be an integer or a pair (height, width); got {value!r:.100}")
         return _whole(name, value[0], minimum), _whole(name, value[1], minimum)
@@ -65,12 +65,12 @@ def _pair(name: str, value: Any, minimum: int = 1) -> Pair:
 
 def _padding(value: Any) -> Sides | str:
     """Return the four sides, or "same", which depends on the input."""
-    if value == "valid":
-        return 0, 0, 0, 0
     if isinstance(value, str):
+        if value == "valid":
+            return 0, 0, 0, 0
         if value == "same":
             return value
-    elif not isinstance(value, Sequence):
+    elif not isinstance(value, Sequence) or isinstance(value, bytes | bytearray):
         number = _whole("padding", value, 0)
         return number, number, number, number
     elif len(value) == 2:
