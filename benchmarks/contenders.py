@@ -174,9 +174,9 @@ def autoencnet_losses(problem: Problem, order: np.ndarray, updates: int) -> np.n
 
 
 class Fastae:
-    """A backend's executor on the lowered network, on so many threads."""
+    """A backend's executor on the lowered network, on so many threads; None: as it chooses."""
 
-    def __init__(self, problem: Problem, module: Any, dtype: str, n_threads: int = 1) -> None:
+    def __init__(self, problem: Problem, module: Any, dtype: str, n_threads: int | None = 1) -> None:
         program = problem.lower(module, dtype)
         arena = program.new_arena()
         program.write_weights(arena, problem.weights)

@@ -27,8 +27,9 @@ def fastae_contenders(problem: Any, threads: int) -> Iterator[tuple[str, Callabl
     class Ours(Fastae):
         def __init__(self, name: str) -> None:
             module = backend.load(name).module
-            # NumPy has no threads but those of its BLAS, which the environment has set.
-            team = threads if module.PADDED or name == "numba" else 1
+            # What a user gets who does not say how many: at most as many as the environment grants, which
+            # has also set the number of NumPy's BLAS.
+            team = 1 if threads == 1 else None
             super().__init__(problem, module, "float32", team)
             self.trainer = Trainer.from_recipe(problem.net, backend=name, dtype="float32", n_threads=team)
             self.trainer.set_weights(problem.weights)

@@ -7,7 +7,8 @@
 
 Every library has a process of its own for each number of threads; they take turns, the others resting
 meanwhile. All begin from the same weights and see the same float32 batches, and nothing is timed before
-losses and reconstructions agree with those of a float64 reference. A turn is a stretch of updates of some
+losses and reconstructions agree with those of a float64 reference. On several threads fastae chooses how
+many of them to take, as it does where nobody says. A turn is a stretch of updates of some
 10 ms; JAX's scan always does an epoch's updates at once. A step's time is the median over the turns.
 
 The limits of the machine are measured in the same run by a small compiled probe. FLOPs and bytes are those
@@ -343,7 +344,8 @@ def circumstances(libraries: Mapping[str, str], roof: Mapping[int, Limits]) -> l
 
 
 NOTE = (
-    "float32; medians of interleaved turns; in brackets the number of threads that was fastest. 'of peak': "
+    "float32; medians of interleaved turns; in brackets the number of threads that was fastest, where fastae "
+    "chooses how many of several to take. 'of peak': "
     "the FLOPs of the network as published a second, of what the processor reaches in multiply-adds."
 )
 

@@ -86,8 +86,10 @@ def test_abi_is_the_recorded_one():
 def test_structs_lie_as_recorded(build, tmp_path):
     """Every member is a pointer or an int64_t, so that the place of each follows from the record."""
     fields = {"kernels": [], "api": [], "plan": []}
-    for line in c_interface.RECORD.read_text().splitlines()[1:]:
+    for line in c_interface.RECORD.read_text().splitlines():
         which, _, text = line.partition(": ")
+        if which in ("version", "code"):
+            continue
         fields[which].append(re.search(r"\(\*(\w+)\)|(\w+)$", text).group(1, 2))
     lines = [
         f'printf("{which} {a or b} %zu\\n", offsetof(fastae_{which}, {a or b}));'

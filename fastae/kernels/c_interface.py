@@ -164,10 +164,20 @@ def functions(table: ModuleType) -> list[Function]:
 def declarations(table: ModuleType) -> str:
     """Return all that a change of the ABI would show in, a line each."""
     lines = [f"version: {ABI_VERSION}"]
+    lines += [f"code: {name} = {code}" for name, code in _codes(table).items()]
     lines += [f"plan: {text}" for text in _plan_fields()]
     lines += [f"api: {text}" for text in _API]
     lines += ["kernels: int64_t size", *(f"kernels: {f.pointer}" for f in functions(table))]
     return "\n".join(lines) + "\n"
+
+
+def _codes(table: ModuleType) -> dict[str, int]:
+    """Return the numbers of activations, errors and routines, which callers have compiled in, by name."""
+    template = (_HERE / "compiled" / "fastae.h.in").read_text(encoding="utf-8")
+    names = {f"FASTAE_{name.upper()}": a.code for name, a in table.ACTIVATIONS.items()}
+    names |= {name: int(code) for name, code in re.findall(r"(FASTAE_\w+) = (-?\d+)", template)}
+    (routines,) = re.findall(r"enum \{ (FASTAE_ENCODE.*) \}", template)
+    return names | {name: i for i, name in enumerate(routines.split(", "))}
 
 
 def _plan_fields() -> list[str]:
@@ -306,14 +316,8 @@ cdef enum:
 
 def pxd(table: ModuleType) -> str:
     """Return fastae/cython_kernels.pxd."""
-    template = (_HERE / "compiled" / "fastae.h.in").read_text(encoding="utf-8")
-    names = {f"FASTAE_{name.upper()}": a.code for name, a in table.ACTIVATIONS.items()}
-    names |= {name: int(code) for name, code in re.findall(r"(FASTAE_\w+) = (-?\d+)", template)}
-    (routines,) = re.findall(r"enum \{ (FASTAE_ENCODE.*) \}", template)
-    names |= {name: i for i, name in enumerate(routines.split(", "))}
-    lines = [
-        _PXD_HEAD + "\n".join(f"    {name.removeprefix('FASTAE_')} = {code}" for name, code in names.items())
-    ]
+    codes = [f"    {name.removeprefix('FASTAE_')} = {code}" for name, code in _codes(table).items()]
+    lines = [_PXD_HEAD + "\n".join(codes)]
     fields = "\n".join(f"    {_cython(text)}" for text in _plan_fields())
     lines += ["", "ctypedef struct Plan:", fields, ""]
     for text in _API:
