@@ -404,8 +404,8 @@ def _pooled(name: str, size: int, kernels: Sequence[int]) -> int:
     below = least + (size - least) // step * step
     near = [n for n in (below - step, below, below + step, below + 2 * step) if n >= least] or [least]
     raise ValueError(
-        f"{name} of source must come back to itself through kernels {tuple(kernels)!r:.100}, each followed by a "
-        f"pooling of 2; got {size}, near which {', '.join(map(str, near))} would"
+        f"{name} of source must come back to itself through kernels {tuple(kernels)!r:.100}, each followed "
+        f"by a pooling of 2; got {size}, near which {', '.join(map(str, near))} would"
     )
 
 
