@@ -100,9 +100,11 @@ cdef extern from "team.h" nogil:
     void meet(Seat* seats, uint32_t* round, Py_ssize_t part, Py_ssize_t parts)
     ctypedef struct Tuner:
         int team
-        int64_t batches
+        double last
     Tuner new_tuner()
-    int tune(Tuner* tuner)
+    double seconds()
+    int tune(Tuner* tuner, Py_ssize_t parts)
+    bint alone(const Tuner* tuner, Py_ssize_t batches)
     uint64_t flush_denormals()
     void restore_denormals(uint64_t before)
 
@@ -840,6 +842,21 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
     cdef int64_t* header = <int64_t*>arena
     cdef uint32_t round = 0, recalls = 0
     while batch * job.batch < job.rows:
+        if job.tuner != NULL and part > 0:
+            if job.alone_from == batch:
+                recalls += 1
+                wait_for(&job.recall, recalls)
+                if job.over:
+                    return
+                batch = job.next_batch
+        elif job.tuner != NULL:
+            if job.alone_from == batch:
+                team = 1
+            elif team < parts and job.tuner.team:
+                team = parts
+                job.next_batch = batch
+                job.recalls += 1
+                tell(&job.recall, job.recalls)
         start = batch * job.batch
         count = min(job.batch, job.rows - start)
         code = job.code if count == job.batch else job.tail_code
@@ -875,28 +892,12 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
                 header[0] += 1
             job.control[1] = batch + 1
             job.control[3] = job.control[0]  # seen by all threads at the same batch
-            if job.tuner != NULL and not tune(job.tuner) and team > 1:
+            if job.tuner != NULL and not tune(job.tuner, parts) and team > 1:
                 job.alone_from = batch + 1
         meet(job.seats, &round, part, team)
         if job.control[3]:
             return
         batch += 1
-        if job.tuner == NULL:
-            continue
-        if part > 0:
-            if job.alone_from == batch:
-                recalls += 1
-                wait_for(&job.recall, recalls)
-                if job.over:
-                    return
-                batch = job.next_batch
-        elif job.alone_from == batch:
-            team = 1
-        elif team == 1 and job.tuner.team:
-            team = parts
-            job.next_batch = batch
-            job.recalls += 1
-            tell(&job.recall, job.recalls)
 
 
 cdef int READABLE = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT
@@ -1017,6 +1018,11 @@ cdef class Executor:
         cdef Py_ssize_t parts = (
             team_size(routine, rows, self.program.batch_size, WORTH_A_THREAD)
             if self.n_threads is None else self.n_threads)
+        cdef Tuner* tuner = NULL
+        if parts > 1 and self.n_threads is None:
+            tuner = &self.tuners[routine.trains]
+            if alone(tuner, -(-rows // self.program.batch_size)):
+                parts = 1
         cdef Run run = Run(parts, self.single)
         cdef Job* job = &run.job
         cdef str kind = "f" if self.single else "d"
@@ -1050,9 +1056,10 @@ cdef class Executor:
             job.control = run.own_control
         job.control[1], job.control[2] = 0, -1
         job.trains = routine.trains
-        if parts > 1 and self.n_threads is None:
-            job.tuner = &self.tuners[job.trains]
-            job.tuner.batches = -1
+        job.tuner = tuner
+        if tuner != NULL:
+            job.alone_from = -1 if tuner.team else 0
+            tuner.last = seconds()
         job.pad = self.pad
         team = [threading.Thread(target=run.enter, args=(part,)) for part in range(1, parts)]
         try:

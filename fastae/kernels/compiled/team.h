@@ -120,13 +120,14 @@ typedef struct {
     int64_t batches; /* of this stretch; the first one after a change does not count */
     int64_t left;    /* stretches until the other is tried */
     int64_t patience;
-    double began;
-    double cost[2]; /* seconds of a batch, as last measured */
+    double last;     /* when the last batch ended, or the run began */
+    double spent;    /* seconds of this stretch, which may go over several runs */
+    double cost[2];  /* seconds of a batch, as last measured */
 } Tuner;
 
 static inline Tuner new_tuner(void)
 {
-    const Tuner tuner = {.team = 1, .batches = -1, .left = 1, .patience = 16};
+    const Tuner tuner = {.team = 1, .left = 1, .patience = 16};
     return tuner;
 }
 
@@ -144,21 +145,24 @@ static inline double seconds(void)
 #endif
 }
 
-/* Called after each batch; gives who runs the next one. */
-static inline int tune(Tuner *t)
+/* Called after each batch; gives who runs the next one. In a run without a team the next run has to bring one. */
+static inline int tune(Tuner *t, Py_ssize_t parts)
 {
-    const double now = seconds(), taken = now - t->began;
+    const double now = seconds();
+    t->spent += now - t->last;
+    t->last = now;
     if (++t->batches == 0) {
-        t->began = now;
+        t->spent = 0;
         return t->team;
     }
-    if (taken < 5e-4 || (t->batches < 4 && taken < 4e-3)) return t->team;
-    const double before = t->cost[t->team], cost = taken / (double)t->batches;
+    if (t->spent < 5e-4 || (t->batches < 4 && t->spent < 4e-3)) return t->team;
+    const double before = t->cost[t->team], cost = t->spent / (double)t->batches;
     t->cost[t->team] = cost;
     t->batches = 0;
-    t->began = now;
+    t->spent = 0;
     if (!t->trying) {
-        if (--t->left > 0 && !(cost > 1.5 * before)) return t->team;
+        t->left = cost > 1.5 * before ? 0 : t->left - 1;
+        if (t->left > 0 || parts == 1) return t->team;
         t->trying = 1;
     } else {
         t->trying = 0;
@@ -172,6 +176,12 @@ static inline int tune(Tuner *t)
     t->team = !t->team;
     t->batches = -1;
     return t->team;
+}
+
+/* Whether a run of so many batches is done by one thread and needs no team: it does not come to be tried in it. */
+static inline int alone(const Tuner *t, Py_ssize_t batches)
+{
+    return !t->team && !t->trying && t->left > 0 && batches < 256;
 }
 
 #endif
