@@ -287,6 +287,8 @@ def detect(
             raise CommandError(f"--{option}: expected without --model, which was trained already")
     if standardize and save is not None:
         raise CommandError("--save: expected without --standardize, whose scales the file has no place for")
+    if save is not None and save.resolve() == out.resolve():
+        raise CommandError("--save: expected another file than --out, where the scores go")
     with refused("--out"):
         tables.check_output(out, force)
     chosen = chosen_backend(backend, threads)

@@ -359,6 +359,11 @@ def test_images_of_two_sizes(refuse, require, tmp_path):
         ),
         (("detect", "--data", "ROWS", "--out", "there.npy"), 1, "there.npy exists; give another --out"),
         (("detect", "--data", "ROWS", "--out", "x.csv", "--save", "there.npy"), 1, "give another --save"),
+        (
+            ("detect", "--data", "ROWS", "--out", "x.csv", "--save", "./x.csv"),
+            1,
+            "--save: expected another file",
+        ),
         *(
             (
                 ("detect", "--data", "ROWS", "--out", "x.csv", "--contamination", share),

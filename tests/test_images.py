@@ -5,6 +5,8 @@ Whole trainings are compared with PyTorch in test_pytorch.
 
 import itertools
 import math
+from functools import partial
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -672,3 +674,15 @@ def test_generic_conv_refuses_what_it_cannot_take():
     ):
         with pytest.raises(ValueError, match=message):
             models.generic_conv(*arguments)
+
+
+@each_backend
+def test_a_stride_much_larger_than_the_image_takes_no_time(backend):
+    """The loops go over places of the output, not over the phases of the stride."""
+    x, w, far = np.ones((1, 4, 2, 2)), np.ones((4, 4, 3, 3)), 2**31 - 1
+    start = perf_counter()
+    forward = partial(fastae.ops.conv_transpose2d_forward, stride=far, backend=backend)
+    alone, between = forward(x[:, :, :1, :1].copy(), w), forward(x, w, padding=2**30 - 1)
+    assert perf_counter() - start < 30  # numba may have to compile
+    assert np.array_equal(alone, np.full((1, 4, 3, 3), 4.0))
+    assert np.array_equal(between, np.zeros((1, 4, 4, 4)))

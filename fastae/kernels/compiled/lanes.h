@@ -199,7 +199,7 @@ STATIC void F(gather_row)(const Gather *g, Py_ssize_t row, Py_ssize_t first, Py_
     const Py_ssize_t phases = g->w.up, size = g->w.size;
     const Py_ssize_t step = phases > 1 ? 1 : g->w.down; /* from place to place of a phase, in the source */
     const Py_ssize_t beside = LANE_BESIDE(channels);
-    for (Py_ssize_t phase = 0; phase < phases; phase++) {
+    for (Py_ssize_t phase = 0; phase < least(phases, end); phase++) { /* a stride may be larger than the image */
         const Taps all = taps_of(&g->w, phase);
         const Py_ssize_t begin = most(ceil_div(first - phase, phases), 0), stop = ceil_div(end - phase, phases);
         const Py_ssize_t last = all.source + (all.count - 1) * all.source_step;

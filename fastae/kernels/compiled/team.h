@@ -127,7 +127,7 @@ typedef struct {
 
 static inline Tuner new_tuner(void)
 {
-    const Tuner tuner = {.team = 1, .left = 1, .patience = 16};
+    const Tuner tuner = {.team = 1, .batches = -1, .left = 1, .patience = 1};
     return tuner;
 }
 
@@ -166,8 +166,8 @@ static inline int tune(Tuner *t, Py_ssize_t parts)
         t->trying = 1;
     } else {
         t->trying = 0;
-        if (cost < t->cost[!t->team]) { /* it stays */
-            t->left = t->patience = 16;
+        if (cost < t->cost[!t->team]) { /* it stays, and is soon put in question: the first to be measured are cold */
+            t->left = t->patience = 2;
             return t->team;
         }
         t->patience = t->patience < 128 ? 2 * t->patience : 256;
