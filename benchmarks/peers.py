@@ -400,7 +400,7 @@ def draw(results: Sequence[Measured], roof: Mapping[int, Limits], folder: Path) 
 
     columns = 2
     lines = -(-len(systems) // columns)
-    figure = Figure(figsize=(13, 4 * lines), dpi=80, layout="constrained")
+    figure = Figure(figsize=(18, 4 * lines), dpi=70, layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     one = roof[min(roof)]
     for system, ax in zip(systems, axes, strict=False):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import signal
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -49,6 +50,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Leave ``pytest --benchmark-only`` to benchmarks/."""
     by_default = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     return True if by_default and config.getoption("benchmark_only", default=False) else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c() -> None:
+    """Ctrl-C is heeded also where a shell has started the tests in the background, and so had it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def load_or_skip(name: str) -> backends.Backend:
