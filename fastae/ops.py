@@ -262,7 +262,7 @@ class _Call:
         written = self.states
         if out is None:
             for slot in self.outputs:
-                arguments[slot.place] = np.empty([dims[d] for d in slot.dims], dtype)
+                arguments[slot.place] = self.allocate(slot, [dims[d] for d in slot.dims], dtype)
         else:
             written += self.outputs
             for slot, array in zip(self.outputs, self.unpack(out), strict=True):
@@ -273,7 +273,7 @@ class _Call:
 
         result = self.result(arguments)
         for slot in self.workspaces:
-            arguments[slot.place] = np.empty([dims[d] for d in slot.dims], dtype)
+            arguments[slot.place] = self.allocate(slot, [dims[d] for d in slot.dims], dtype)
         for slot in self.optional:
             if arguments[slot.place] is None:
                 arguments[slot.place] = _ABSENT[slot.dtype or dtype]
@@ -381,6 +381,15 @@ class _Call:
         """Refuse counts below 0."""
         if array.min() < 0:
             raise ValueError(f"{self.name}: {slot.name}: expected counts from 0, given {array.min()}")
+
+    def allocate(self, slot: _Slot, shape: list[int], dtype: Any) -> np.ndarray:
+        """Make an array; a ValueError with its shape where no memory could hold it."""
+        try:
+            return np.empty(shape, dtype)
+        except ValueError:  # NumPy says that it is too big, not what
+            raise ValueError(
+                f"{self.name}: {slot.name}: expected a size in bytes below 2**63, given shape {tuple(shape)}"
+            ) from None
 
     def check_least(self, dim: str, least: int, dims: Mapping[str, int]) -> None:
         """Refuse sizes for which the result has no meaning, as a variance of one row."""

@@ -686,3 +686,16 @@ def test_a_stride_much_larger_than_the_image_takes_no_time(backend):
     assert perf_counter() - start < 30  # numba may have to compile
     assert np.array_equal(alone, np.full((1, 4, 3, 3), 4.0))
     assert np.array_equal(between, np.zeros((1, 4, 4, 4)))
+
+
+@each_backend
+@pytest.mark.parametrize(
+    ("of", "options"),
+    [("conv2d", {"padding": 2**30}), ("conv_transpose2d", {"stride": 2**31 - 1})],
+    ids=["conv2d", "conv_transpose2d"],
+)
+def test_outputs_that_overflow_are_refused_with_their_shape(backend, of, options):
+    x, w = np.ones((1, 4, 3, 3)), np.ones((4, 4, 3, 3))
+    expected = rf"{of}_forward: \w+: expected a size in bytes below 2\*\*63, given shape \(1, 4, \d+, \d+\)"
+    with pytest.raises(ValueError, match=expected):
+        getattr(fastae.ops, f"{of}_forward")(x, w, backend=backend, **options)
