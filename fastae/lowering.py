@@ -43,7 +43,7 @@ import numpy.typing as npt
 from fastae import losses, optimizers
 from fastae.graph import BatchNormOp, DenseOp, Op, Operand, Value, build, draw, is_identity
 from fastae.image_graph import chained
-from fastae.kernels.table import ACTIVATIONS, KERNELS, Array
+from fastae.kernels.table import ACTIVATIONS, KERNELS, SMALL_WEIGHT, Array
 from fastae.layers import (
     Activation,
     BatchNorm,
@@ -490,11 +490,11 @@ class _Lowering:
                     return None
                 return source if slot is target and not own_target else slot
 
-            placed = [_map_slots(i, place) for i in parts]
+            placed = _scheduled([_map_slots(i, place) for i in parts])
             check = next((n for n, i in enumerate(placed, 1) if i.kernel == "total"), 0)
             return Routine(
                 name,
-                _with_barriers(placed, check),
+                tuple(placed),
                 source,
                 target if own_target else None,
                 output,
@@ -554,29 +554,23 @@ def _map_slots(instruction: Instruction, change: Callable[[Slot], Slot | None]) 
     )
 
 
-def _with_barriers(instructions: Sequence[Instruction], check: int) -> tuple[Instruction, ...]:
-    """Drop the barrier after an instruction where the next touches nothing written since the last one."""
-    done: list[Instruction] = []
-    read: list[tuple[int, int]] = []
-    written: list[tuple[int, int]] = []
+def _scheduled(instructions: Sequence[Instruction]) -> list[Instruction]:
+    """Put small updates, and the loss's sum, behind what goes on row by row, without a barrier in between.
 
-    def meets(slots: list[tuple[int, int]], others: list[tuple[int, int]]) -> bool:
-        return any(a < d and c < b for a, b in slots for c, d in others)
-
-    for i, instruction in enumerate(instructions):
-        arrays = instruction.arrays
-        reads = [(s.offset, s.offset + s.size) for a, s in arrays if a.role in ("in", "saved", "state")]
-        writes = [(s.offset, s.offset + s.size) for a, s in arrays if a.written]
-        # Thread 0 reads the loss after `check` instructions.
-        if i and (i == check or meets(reads, written) or meets(writes, read) or meets(writes, written)):
-            done[-1] = replace(done[-1], barrier=True)
-            read, written = [], []
-        read += reads
-        written += writes
-        done.append(replace(instruction, barrier=False))
-    if done:
-        done[-1] = replace(done[-1], barrier=True)
-    return tuple(done)
+    A large weight is updated at once, while it is in a near cache.
+    """
+    last, now = [], []
+    for i in instructions:
+        weight = next((slot for a, slot in i.arrays if a.name == "w" and a.role == "state"), None)
+        small = weight is not None and len(weight.shape) == 2 and math.prod(weight.shape) <= SMALL_WEIGHT
+        (last if small else now).append(i)
+    now += last
+    total = next((n for n, i in enumerate(now) if i.kernel == "total"), None)
+    if total is not None:
+        # before anything of the way back that lasts
+        changes = [n for n, i in enumerate(now) if n > total and any(a.role == "state" for a, _ in i.arrays)]
+        now.insert(min(changes, default=len(now)) - 1, now.pop(total))
+    return now
 
 
 def lower(

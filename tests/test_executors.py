@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,6 +68,40 @@ def test_same_bits_for_any_number_of_threads(name, dtype):
     first = run(module, net, x, 1, batch_size=97, optimizer=fastae.Adam(1e-3))
     for n_threads in (2, 3, 5):
         assert run(module, net, x, n_threads, batch_size=97, optimizer=fastae.Adam(1e-3)) == first
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_same_bits_of_layers_between_which_nobody_waits(name):
+    """Small layers and links, whose work is shared out by rows, and a tail too short for that."""
+    branches = Parallel([Dense(33, "relu")], [Subsample(2), Dense(33)])
+    net = Network([branches, Dropout(0.2), Dense(9, "elu")], [Dense(40, "tanh"), Dense(67, "sigmoid")], 67)
+    x = np.random.default_rng(1).normal(size=(32 * 200 + 7, 67)).astype("float32")
+    module = load(name)
+    first = run(module, net, x, 1, batch_size=32, optimizer=fastae.Adam(1e-3))
+    for n_threads in (2, 3, 8):
+        assert run(module, net, x, n_threads, batch_size=32, optimizer=fastae.Adam(1e-3)) == first
+
+
+def test_the_table_and_the_kernels_share_out_products_alike():
+    """Else a thread would go on to rows that another has not made yet."""
+    from fastae.kernels.compiled import _baseline
+
+    rng = np.random.default_rng(0)
+    shapes = (2 ** rng.uniform(0, 12, (2000, 3))).astype(int)
+    shapes = [
+        *shapes.tolist(),
+        (7, 256, 128),
+        (7, 256, 129),
+        (900, 300, 200),
+        (64, 128, 128),
+        (512, 1024, 1024),
+    ]
+    for n, k, m in shapes:
+        d = SimpleNamespace(n=n, k=k, m=m)
+        for parts in (2, 3, 8):
+            for kernel, columns, steps in (("dense_forward", m, k), ("dense_input_grad", k, m)):
+                expected = n >= 4 * parts and KERNELS[kernel].by_rows(d)
+                assert _baseline.shared_by_rows(n, columns, steps, parts) == expected
 
 
 @pytest.mark.parametrize("name", COMPILED)

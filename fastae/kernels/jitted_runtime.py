@@ -459,11 +459,12 @@ def _run_batches(
                 first = plan[_OUTPUT] + i * width
                 copy(window(arena, first, width), row_of(out, start + i))
         if part == 0:
+            state[16] = _load(control, 0)  # seen by all threads after the same batch
+        meet(state, parts)
+        if part == 0:  # nobody reads the number of updates any more, or again before they meet
             if plan[_TRAINS]:
                 header[0] += 1
             control[1] = batch + 1
-            state[16] = _load(control, 0)  # seen by all threads after the same batch
-        meet(state, parts)
         if state[16]:
             break
     _exchange_control(before, False)

@@ -111,6 +111,9 @@ class Kernel:
     at_least: Mapping[str, int] = field(default_factory=dict)  # dims the checked call wants larger than 1
     #: What dims and constants must be to each other: in words, and whether they are.
     demands: tuple[tuple[str, Callable[[SimpleNamespace], bool]], ...] = ()
+    #: Whether the threads of `cython` share it out by rows of the batch, each reading of arrays of the batch
+    #: its own rows alone (where there are 4 or more for each): between two such nobody waits for another.
+    by_rows: Callable[[SimpleNamespace], bool] | None = None
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -220,6 +223,23 @@ def _act(d: SimpleNamespace) -> int:
     return ACTIVATIONS[d.activation].flops
 
 
+def _rows(d: SimpleNamespace) -> bool:
+    return True
+
+
+#: Numbers of a weight that is small: to read all of it costs a thread less than to wait for another.
+SMALL_WEIGHT = 1 << 15
+
+
+def _rows_or_weight(d: SimpleNamespace) -> bool:
+    """A product's rows stay with their thread, unless the weight is large and larger than they are.
+
+    What a thread writes stays in its core's cache, and to take it from there costs more than the
+    arithmetic on it.
+    """
+    return d.k * d.m <= SMALL_WEIGHT or d.n * (d.k + d.m) > d.k * d.m
+
+
 KERNELS: dict[str, Kernel] = {}
 
 
@@ -261,6 +281,7 @@ _row(
     flops=lambda d: 2 * d.n * d.k * d.m + (1 + _act(d)) * d.n * d.m,
     source=_BOOK,
     gradient="dense_backward",
+    by_rows=_rows_or_weight,
 )
 _row(
     "dense_backward",
@@ -284,6 +305,7 @@ _row(
     out="dx[n,k]",
     flops=lambda d: 2 * d.n * d.k * d.m + (d.activation != "linear") * 3 * d.n * d.k,
     source=_BOOK,
+    by_rows=_rows_or_weight,
 )
 _row(
     "dense_weight_grad",
@@ -300,7 +322,7 @@ _row(
     "w -= learning_rate (x^T da + weight_decay w); b alike with sum_n da",
     inputs="x[n,k] da[n,m]",
     constants=(LEARNING_RATE, WEIGHT_DECAY),
-    work="dw[k,m]",
+    work="dw[k,m]?",
     state="w[k,m] b[m]?",
     flops=lambda d: 2 * d.n * d.k * d.m + d.n * d.m + 4 * d.k * d.m,
     source="Robbins, Monro, A stochastic approximation method (1951)",
@@ -315,6 +337,7 @@ _row(
     flops=lambda d: _act(d) * d.n * d.m,
     source=_BOOK,
     gradient="activation_backward",
+    by_rows=_rows,
 )
 _row(
     "activation_backward",
@@ -326,6 +349,7 @@ _row(
     out="dx[n,m]",
     flops=lambda d: (d.activation != "linear") * 3 * d.n * d.m,
     source=_BOOK,
+    by_rows=_rows,
 )
 _row(
     "subsample_forward",
@@ -338,6 +362,7 @@ _row(
     source="AutoEncNet's link branch",
     derived={"m": lambda d: -(-d.k // d.stride)},
     gradient="subsample_backward",
+    by_rows=_rows,
 )
 _row(
     "subsample_backward",
@@ -349,6 +374,7 @@ _row(
     flops=lambda d: 0,
     source="AutoEncNet's link branch",
     derived={"m": lambda d: -(-d.k // d.stride)},
+    by_rows=_rows,
 )
 _row(
     "branch_sum",
@@ -358,6 +384,7 @@ _row(
     out="y[n,m]",
     flops=lambda d: d.n * d.m,
     source="AutoEncNet's output layer",
+    by_rows=_rows,
 )
 _LOSS_INPUTS = "y[n,m] target[n,m] sample_weight[n]?"
 
@@ -373,6 +400,7 @@ def _loss(name: str, summary: str, of: str, slope: str, cost: int, source: str, 
         flops=lambda d: (cost + (getattr(d, "activation", "linear") != "linear") * 3) * d.n * d.m,
         source=source,
         loss=True,
+        by_rows=_rows,
         **more,
     )
 
@@ -450,6 +478,7 @@ _row(
     flops=lambda d: 3 * d.n * d.m + d.n,
     source="the usual score of a reconstruction",
     exact=False,
+    by_rows=_rows,
 )
 _row(
     "sgd",
@@ -514,7 +543,7 @@ _row(
     f"g = x^T da for w, sum_n da for b; {_ADAM_FORMULA}",
     inputs="x[n,k] da[n,m] step[1]:index",
     constants=_ADAM,
-    work="dw[k,m] db[m]",
+    work="dw[k,m]? db[m]?",
     state="w[k,m] b[m]? exp_avg_w[k,m] exp_avg_b[m]? exp_avg_sq_w[k,m] exp_avg_sq_b[m]?",
     flops=lambda d: 2 * d.n * d.k * d.m + d.n * d.m + 14 * d.k * d.m,
     source="Kingma, Ba, Adam (2015); Loshchilov, Hutter, Decoupled weight decay (2019)",
@@ -641,6 +670,7 @@ _row(
     source=_BOOK,
     gradient="softmax_backward",
     exact=False,
+    by_rows=_rows,
 )
 _row(
     "softmax_backward",
@@ -651,6 +681,7 @@ _row(
     out="dx[n,m]",
     flops=lambda d: 4 * d.n * d.m,
     source=_BOOK,
+    by_rows=_rows,
 )
 # Images: [n, channels, height, width], NCHW. Each convolution has four rows: forward, the gradients of its
 # input and of its weight, and all in one. A derived dim follows from those before it and the constants.
@@ -1139,6 +1170,7 @@ _row(
     source="Srivastava et al., Dropout (2014)",
     gradient="dropout_backward",
     exact=False,
+    by_rows=_rows,
 )
 _row(
     "dropout_backward",
@@ -1150,6 +1182,7 @@ _row(
     flops=lambda d: 8 * d.n * d.m,
     source="Srivastava et al., Dropout (2014)",
     exact=False,
+    by_rows=_rows,
 )
 _row(
     "masking_noise",
@@ -1160,6 +1193,7 @@ _row(
     out="y[n,m]",
     flops=lambda d: 8 * d.n * d.m,
     source="Vincent et al., Stacked denoising autoencoders (2010)",
+    by_rows=_rows,
 )
 _row(
     "gaussian_noise",
@@ -1172,6 +1206,7 @@ _row(
     flops=lambda d: 60 * d.n * d.m,
     source="Box, Muller, A note on the generation of random normal deviates (1958)",
     exact=False,
+    by_rows=_rows,
 )
 _row(
     "gather_rows",

@@ -27,9 +27,9 @@ cdef extern from "kernels.h" nogil:
     int LINEAR
     int SQUARED_ERROR, ABSOLUTE_ERROR, HUBER, CROSS_ENTROPY, CROSS_ENTROPY_OF_LOGITS
     ctypedef struct Update_f32:
-        Py_ssize_t first, second
+        Py_ssize_t first, second, ahead
     ctypedef struct Update_f64:
-        Py_ssize_t first, second
+        Py_ssize_t first, second, ahead
     int tile_rows(int vectors)
     int c_cpu_level "cpu_level" ()
 
@@ -113,6 +113,9 @@ ctypedef fused real:
     float
     double
 
+cdef enum:
+    ROWS_A_THREAD = 4  # with fewer for each, products are not shared out by rows
+
 
 # -- sizes and shares ----------------------------------------------------------------------------
 
@@ -138,20 +141,21 @@ cdef inline Py_ssize_t width(Py_ssize_t columns, Py_ssize_t pad, real* like) noe
 
 # -- products ------------------------------------------------------------------------------------
 
+cdef enum:
+    SMALL_WEIGHT = 1 << 15  # as in the table
+
+
 cdef inline bint by_rows(Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t steps,
                          Py_ssize_t parts) noexcept nogil:
-    """Whether a product is shared out by rows, as fetching, losses and activations are.
-
-    What a thread writes stays in its core's cache, and to take it from there costs more than the
-    arithmetic on it. So it is the larger of the two that stays: rows of data, or columns of weights.
-    """
-    return rows >= 4 * parts and rows * (columns + steps) > columns * steps
+    """Whether a product is shared out by rows: as `by_rows` of its row in the table says (tests compare)."""
+    return rows >= ROWS_A_THREAD * parts and (
+        columns * steps <= SMALL_WEIGHT or rows * (columns + steps) > columns * steps)
 
 
 cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                         const real* b, Py_ssize_t b_step, Py_ssize_t steps, const real* bias,
                         real* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns,
-                        const void* update, int activation,
+                        void* update, int activation,
                         Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """c = f(a b + bias), or c updated by the gradient a b: even tiles, panel by panel,
         so that b stays near."""
@@ -166,12 +170,22 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
     cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
     cdef Py_ssize_t high = tile_rows(<int>((vectors + panels - 1) // panels))
     cdef Py_ssize_t bands = (rows + high - 1) // high
-    cdef Py_ssize_t tile, i, j, i_end, j_end, row
-    for tile in range(share(panels * bands, part, parts), share(panels * bands, part + 1, parts)):
+    cdef Py_ssize_t tile, i, j, i_end, j_end, row, ahead
+    cdef Py_ssize_t end = share(panels * bands, part + 1, parts)
+    for tile in range(share(panels * bands, part, parts), end):
         j = share(vectors, tile // bands, panels) * lanes
         j_end = min(share(vectors, tile // bands + 1, panels) * lanes, columns)
         i = share(rows, tile % bands, bands)
         i_end = share(rows, tile % bands + 1, bands)
+        if update != NULL:
+            ahead = 0
+            if tile + 1 < end:
+                ahead = ((share(rows, (tile + 1) % bands, bands) - i) * c_row
+                         + share(vectors, (tile + 1) // bands, panels) * lanes - j)
+            if real is float:
+                (<Update_f32*>update).ahead = ahead
+            else:
+                (<Update_f64*>update).ahead = ahead
         if real is float:
             outer_f32(a + i * a_row, a_row, a_step, b + j, b_step, steps,
                       bias + j if bias != NULL else NULL,
@@ -311,7 +325,7 @@ cdef void dense_sgd(const real* x, const real* da, double learning_rate, double 
     # the update is applied to the tile while it is in registers: dw is not needed
     cdef Update_f32 single
     cdef Update_f64 double_
-    cdef const void* update
+    cdef void* update
     if real is float:
         single = descend_f32(learning_rate, weight_decay)
         update = &single
@@ -332,7 +346,7 @@ cdef void dense_adam(const real* x, const real* da, const int64_t* step, double 
                      Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     cdef Update_f32 single
     cdef Update_f64 double_
-    cdef const void* update
+    cdef void* update
     if real is float:
         single = adam_of_f32(step[0], learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
         single.first, single.second = exp_avg_w - w, exp_avg_sq_w - w
@@ -805,6 +819,7 @@ cdef struct Job:
     void* arena
     const int64_t* code        # instructions for a whole batch
     const int64_t* tail_code   # and for the last, smaller one
+    int64_t opens, tail_opens  # whether to meet before the first instruction, as column 1 says after others
     Py_ssize_t instructions, width, check, batch, rows
     const char* data
     const char* target
@@ -835,11 +850,17 @@ cdef void fetch(Job* job, const char* source, Py_ssize_t columns, Py_ssize_t off
         memcpy(arena + offset + i * step, <const real*>source + row * columns, columns * sizeof(real))
 
 
+cdef inline bint must_meet(int64_t barrier, Py_ssize_t rows, Py_ssize_t parts) noexcept nogil:
+    """Whether a team must meet, as Routine.barriers says: 2, where its work is not shared out by rows."""
+    return parts > 1 and (barrier == 1 or (barrier == 2 and rows < ROWS_A_THREAD * parts))
+
+
 cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """One thread's part of a run: every batch, every instruction, no Python and no allocation."""
     cdef Py_ssize_t batch = 0, start, count, i, step, team = parts
     cdef const int64_t* code
     cdef const int64_t* row
+    cdef int64_t opens
     cdef int64_t* header = <int64_t*>arena
     cdef uint32_t round = 0, recalls = 0
     if parts > 1:
@@ -863,15 +884,18 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
                 tell(&job.recall, job.recalls)
         start = batch * job.batch
         count = min(job.batch, job.rows - start)
-        code = job.code if count == job.batch else job.tail_code
+        code, opens = job.code, job.opens
+        if count < job.batch:
+            code, opens = job.tail_code, job.tail_opens
         fetch(job, job.data, job.input_columns, job.input_offset, start, count, arena, part, team)
         if job.target != NULL:
             fetch(job, job.target, job.target_columns, job.target_offset, start, count, arena, part, team)
-        if job.weights != NULL and part == 0:
-            for i in range(count):
+        if job.weights != NULL:
+            for i in range(share(count, part, team), share(count, part + 1, team)):
                 arena[job.weight_offset + i] = (<const real*>job.weights)[
                     start + i if job.order == NULL else job.order[start + i]]
-        meet(job.seats, &round, part, team)
+        if must_meet(opens, count, team):
+            meet(job.seats, &round, part, team)
         for i in range(job.instructions + 1):
             if i == job.check and i > 0:
                 # every thread sees the same loss and takes the same way
@@ -884,21 +908,22 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
             if i < job.instructions:
                 row = code + i * job.width
                 instructions_of(arena)[row[0]](arena, row + 2, job.pad, part, team)
-                if row[1]:
+                if must_meet(row[1], count, team):
                     meet(job.seats, &round, part, team)
         if job.out != NULL:
             step = ld(job.output_columns, job.pad)
             for i in range(share(count, part, team), share(count, part + 1, team)):
                 memcpy(<real*>job.out + (start + i) * job.output_columns,
                        arena + job.output_offset + i * step, job.output_columns * sizeof(real))
-        if part == 0:
-            if job.trains:
-                header[0] += 1
-            job.control[1] = batch + 1
-            job.control[3] = job.control[0]  # seen by all threads at the same batch
+        if part == 0:  # what all have to know of the next batch
+            job.control[3] = job.control[0]
             if job.tuner != NULL and not tune(job.tuner, parts) and team > 1:
                 job.alone_from = batch + 1
         meet(job.seats, &round, part, team)
+        if part == 0:  # nobody reads the number of updates any more, or again before they meet
+            if job.trains:
+                header[0] += 1
+            job.control[1] = batch + 1
         if job.control[3]:
             return
         batch += 1
@@ -1037,6 +1062,9 @@ cdef class Executor:
         tail = self._code(routine, job.rows % job.batch) if job.rows % job.batch else None
         job.code = <const int64_t*>run.hold(code, "code", "lq", 0, False)
         job.tail_code = <const int64_t*>run.hold(tail, "code", "lq", 0, False)
+        job.opens = routine.opens(job.batch)
+        if tail is not None:
+            job.tail_opens = routine.opens(job.rows % job.batch)
         job.instructions, job.width = code.shape
         job.check = routine.check
         job.input_offset, job.input_columns = routine.input.offset, data.shape[1]
@@ -1252,6 +1280,11 @@ cdef extern from *:
     const char* FASTAE_COMPILER
 
 COMPILER = FASTAE_COMPILER.decode()
+
+
+def shared_by_rows(Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t steps, Py_ssize_t parts):
+    """Whether so many threads share a product out by rows; only for a comparison with the table."""
+    return bool(by_rows(rows, columns, steps, parts))
 
 
 def cpu_level():

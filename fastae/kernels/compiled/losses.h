@@ -9,7 +9,7 @@ INLINE V F(clip)(V x, REAL bound)
 INLINE V F(loss_element)(const int loss, V y, V target, REAL delta, V *slope)
 {
     const V error = y - target;
-    V size, small;
+    V size, small, e;
     switch (loss) {
     case SQUARED_ERROR: *slope = 2 * error; return error * error;
     case ABSOLUTE_ERROR:
@@ -23,9 +23,10 @@ INLINE V F(loss_element)(const int loss, V y, V target, REAL delta, V *slope)
         small = y * (1 - y);
         *slope = error / F(pick)(small < (REAL)1e-12, F(splat)((REAL)1e-12), small);
         return -(target * F(log_unit)(y) + (1 - target) * F(log_one_minus)(y));
-    default: /* CROSS_ENTROPY_OF_LOGITS */
-        *slope = F(sigmoid)(y) - target;
-        return F(pick)(y < 0, F(splat)(0), y) - y * target + F(log1p_exp)(y);
+    default: /* CROSS_ENTROPY_OF_LOGITS: one exponential for the sigmoid and the logarithm */
+        e = F(exp_alone)(-F(magnitude)(y));
+        *slope = F(sigmoid_of)(y, e) - target;
+        return F(pick)(y < 0, F(splat)(0), y) - y * target + F(log1p_of)(e);
     }
 }
 

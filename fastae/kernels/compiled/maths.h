@@ -53,12 +53,14 @@ INLINE V F(reciprocal)(V d)
 #endif
 }
 
-INLINE V F(sigmoid)(V x)
+/* The sigmoid of x, where e = exp(-|x|). */
+INLINE V F(sigmoid_of)(V x, V e)
 {
-    const V e = F(exp_alone)(-F(magnitude)(x));
     const V q = F(reciprocal)(1 + e);
     return F(pick)(x < 0, e * q, q);
 }
+
+INLINE V F(sigmoid)(V x) { return F(sigmoid_of)(x, F(exp_alone)(-F(magnitude)(x))); }
 
 INLINE V F(tanh)(V x)
 {
@@ -97,14 +99,13 @@ INLINE V F(log_one_minus)(V x)
     return F(pick)(u > (REAL)0.5, log + ((1 - u) - x) / u, log);
 }
 
-/* log1p(exp(-|x|)) */
-INLINE V F(log1p_exp)(V x)
-{
-    const V e = F(exp_negative)(-F(magnitude)(x)).exp;
-    return F(two_atanh)(e / (2 + e));
-}
+/* log(1 + e) for e in [0, 1] */
+INLINE V F(log1p_of)(V e) { return F(two_atanh)(e / (2 + e)); }
 
-INLINE V F(softplus)(V x) { return F(pick)(x < 0, F(splat)(0), x) + F(log1p_exp)(x); }
+INLINE V F(softplus)(V x)
+{
+    return F(pick)(x < 0, F(splat)(0), x) + F(log1p_of)(F(exp_alone)(-F(magnitude)(x)));
+}
 
 INLINE V F(elu)(V x)
 {

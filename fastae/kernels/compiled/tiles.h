@@ -15,40 +15,45 @@ INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_
                           Py_ssize_t last, const F(Update) *update)
 {
     V acc[TILE_MOST_ROWS][TILE_COLUMNS];
-    if (update) /* what is updated comes from a far cache: ask for it before the sums begin */
-        UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < C; j++)
-        {
-            REAL *to = c + r * c_row + j * LANES;
-            __builtin_prefetch(to, 1);
-            if (update->adam) {
-                __builtin_prefetch(to + update->first, 1);
-                __builtin_prefetch(to + update->second, 1);
-            }
-        }
     UNROLL for (int j = 0; j < C; j++)
     {
         const V first = bias ? F(load_part)(bias + j * LANES, j == C - 1 ? last : LANES) : (V){0};
         UNROLL for (int r = 0; r < R; r++) acc[r][j] = first;
     }
-    if (last == LANES) {
-        for (Py_ssize_t p = 0; p < steps; p++) {
-            V bp[TILE_COLUMNS];
-            UNROLL for (int j = 0; j < C; j++) bp[j] = F(load)(b + p * b_step + j * LANES);
-            UNROLL for (int r = 0; r < R; r++)
-            {
-                const V ar = F(splat)(a[r * a_row + p * a_step]);
-                UNROLL for (int j = 0; j < C; j++) acc[r][j] += ar * bp[j];
+    Py_ssize_t p = 0;
+    /* What is updated comes from a far cache: the next tile is asked for during the sums, a row at a time, for a core
+     * waits for only so many lines at once. */
+    for (int row = update ? 0 : R - 1; row < R; row++) {
+        const Py_ssize_t until = steps * (row + 1) / R;
+        if (update && update->ahead) UNROLL for (int j = 0; j < C; j++)
+        {
+            REAL *next = c + update->ahead + row * c_row + j * LANES;
+            __builtin_prefetch(next, 1);
+            if (update->adam) {
+                __builtin_prefetch(next + update->first, 1);
+                __builtin_prefetch(next + update->second, 1);
             }
         }
-    } else {
-        for (Py_ssize_t p = 0; p < steps; p++) {
-            V bp[TILE_COLUMNS];
-            UNROLL for (int j = 0; j < C - 1; j++) bp[j] = F(load)(b + p * b_step + j * LANES);
-            bp[C - 1] = F(load_part)(b + p * b_step + (C - 1) * LANES, last);
-            UNROLL for (int r = 0; r < R; r++)
-            {
-                const V ar = F(splat)(a[r * a_row + p * a_step]);
-                UNROLL for (int j = 0; j < C; j++) acc[r][j] += ar * bp[j];
+        if (last == LANES) {
+            for (; p < until; p++) {
+                V bp[TILE_COLUMNS];
+                UNROLL for (int j = 0; j < C; j++) bp[j] = F(load)(b + p * b_step + j * LANES);
+                UNROLL for (int r = 0; r < R; r++)
+                {
+                    const V ar = F(splat)(a[r * a_row + p * a_step]);
+                    UNROLL for (int j = 0; j < C; j++) acc[r][j] += ar * bp[j];
+                }
+            }
+        } else {
+            for (; p < until; p++) {
+                V bp[TILE_COLUMNS];
+                UNROLL for (int j = 0; j < C - 1; j++) bp[j] = F(load)(b + p * b_step + j * LANES);
+                bp[C - 1] = F(load_part)(b + p * b_step + (C - 1) * LANES, last);
+                UNROLL for (int r = 0; r < R; r++)
+                {
+                    const V ar = F(splat)(a[r * a_row + p * a_step]);
+                    UNROLL for (int j = 0; j < C; j++) acc[r][j] += ar * bp[j];
+                }
             }
         }
     }
@@ -56,8 +61,7 @@ INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_
         REAL g[TILE_MOST_ROWS * TILE_COLUMNS * LANES];
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < C; j++)
             F(store)(g + (r * C + j) * LANES, acc[r][j]);
-        for (int r = 0; r < R; r++)
-            F(update_map)(update, g + r * C * LANES, c + r * c_row, (C - 1) * LANES + last);
+        F(update_rows)(update, g, C * LANES, c, c_row, R, (C - 1) * LANES + last);
     } else if (update) {
         const REAL rate = update->rate, decay = update->decay;
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < C; j++)

@@ -8,6 +8,7 @@ typedef struct {
     REAL root;                 /* 1 / sqrt(1 - beta2^t) */
     REAL epsilon;
     ptrdiff_t first, second;   /* from w to its exp_avg and exp_avg_sq, in elements */
+    ptrdiff_t ahead;           /* from the tile at hand to the next one, 0 at the last */
 } F(Update);
 
 INLINE F(Update) F(descend)(double learning_rate, double weight_decay)
@@ -51,36 +52,55 @@ INLINE V F(square_root)(V x)
 #endif
 }
 
-/* m / (sqrt(v) root + epsilon). In float32 with AVX-512 both the root and the quotient come from an estimate of 14
- * bits and one Newton step, which leaves them an error of an ulp or two and takes a third of the time. */
+/* m / (sqrt(v) root + epsilon). In float32 with AVX-512 the quotient comes from an estimate of 14 bits and one Newton
+ * step, which leaves it an error of an ulp or two; the root has a unit of its own, and takes no time beside the rest. */
 INLINE V F(adam_quotient)(const F(Update) *u, V m, V v)
 {
+    const V d = F(square_root)(v) * u->root + u->epsilon;
 #if defined(__AVX512F__) && REAL_BITS == 32
-    const V r = (V)_mm512_maskz_rsqrt14_ps(_mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_NEQ_UQ), (__m512)v);
-    const V d = v * (r * ((REAL)1.5 - (REAL)0.5 * v * r * r)) * u->root + u->epsilon;
-    const V q = (V)_mm512_rcp14_ps((__m512)d);
-    return m * (q * (2 - d * q));
+    const V q = (V)_mm512_rcp14_ps((__m512)d), t = m * q;
+    return t + t * (1 - d * q);
 #else
-    return m / (F(square_root)(v) * u->root + u->epsilon);
+    return m / d;
 #endif
 }
 
-/* The parameters at `at`, updated by the gradient g. */
-INLINE V F(updated)(const F(Update) *u, V g, REAL *at, Py_ssize_t count)
+/* The parameters at `at`, updated by the gradient g; `plain` where nothing decays. */
+INLINE V F(updated)(const F(Update) *u, const int plain, V g, REAL *at, Py_ssize_t count)
 {
     const V w = F(load_part)(at, count);
     if (!u->adam) return w - u->rate * (g + u->decay * w);
     V m = F(load_part)(at + u->first, count), v = F(load_part)(at + u->second, count);
-    g += u->decay * w;
+    if (!plain) g += u->decay * w;
     m = u->beta1 * m + u->rest1 * g;
     v = u->beta2 * v + u->rest2 * (g * g);
     F(store_part)(at + u->first, m, count);
     F(store_part)(at + u->second, v, count);
-    return u->shrink * w - u->rate * F(adam_quotient)(u, m, v);
+    return (plain ? w : u->shrink * w) - u->rate * F(adam_quotient)(u, m, v);
+}
+
+INLINE void F(update_rows_of)(const F(Update) update, const int plain, const REAL *g, Py_ssize_t g_row, REAL *w,
+                              Py_ssize_t w_row, Py_ssize_t rows, Py_ssize_t size)
+{
+    for (Py_ssize_t r = 0; r < rows; r++, g += g_row, w += w_row) {
+        Py_ssize_t i = 0;
+        for (; i + LANES <= size; i += LANES)
+            F(store)(w + i, F(updated)(&update, plain, F(load)(g + i), w + i, LANES));
+        if (i < size) F(store_part)(w + i, F(updated)(&update, plain, F(load_part)(g + i, size - i), w + i, size - i), size - i);
+    }
+}
+
+/* Rows of parameters, updated by rows of gradients. */
+STATIC void F(update_rows)(const F(Update) *u, const REAL *g, Py_ssize_t g_row, REAL *w, Py_ssize_t w_row,
+                           Py_ssize_t rows, Py_ssize_t size)
+{
+    if (u->adam && u->decay == 0 && u->shrink == 1)
+        F(update_rows_of)(*u, 1, g, g_row, w, w_row, rows, size);
+    else
+        F(update_rows_of)(*u, 0, g, g_row, w, w_row, rows, size);
 }
 
 STATIC void F(update_map)(const F(Update) *u, const REAL *g, REAL *w, Py_ssize_t size)
 {
-    for (Py_ssize_t i = 0; i < size; i += LANES)
-        F(store_part)(w + i, F(updated)(u, F(load_part)(g + i, size - i), w + i, size - i), size - i);
+    F(update_rows)(u, g, 0, w, 0, 1, size);
 }
