@@ -12,7 +12,9 @@ many of them to take, as it does where nobody says. A turn is a stretch of updat
 10 ms; JAX's scan always does an epoch's updates at once. A step's time is the median over the turns.
 
 The limits of the machine are measured in the same run by a small compiled probe. FLOPs and bytes are those
-of the network as published, nothing fused, for every contender; what saves FLOPs may pass the limit.
+of the network as published, nothing fused, for every contender; what saves FLOPs may pass the limit. What a
+second thread can bring depends on how fast a cache line goes between the processors, which on a virtual
+machine changes from minute to minute: that is measured before and after each system, too.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from fastae.plots import duration
 
 from . import contenders
 from .peer_worker import LIBRARIES, WHOLE
-from .probe import Limits, limits
+from .probe import Limits, limits, round_trip
 from .summary import PEER_GOALS, TORCH
 
 #: The packages of the libraries, for versions and for what is missing.
@@ -169,8 +171,8 @@ def interleave(turns: Mapping[Any, Any], units: Mapping[Any, int], seconds: floa
 
 def measure(
     system: str, processes: Sequence[Process], seconds: float
-) -> tuple[list[Measured], dict[str, str], list[str]]:
-    """One system: what was measured, what is missing, and what was wrong."""
+) -> tuple[list[Measured], dict[str, str], list[str], list[float | None]]:
+    """One system: what was measured, what is missing, what was wrong, and round trips before and after."""
     outputs = reference_outputs(system, 3)
     there: dict[tuple[str, int], Process] = {}
     missing, wrong, infers = {}, [], []
@@ -197,6 +199,7 @@ def measure(
     def turns(task: str, keys: Sequence[tuple[str, int]], *before: Any) -> dict[tuple[str, int], Any]:
         return {key: lambda n, k=key: there[k].ask(task, k[0], *before, n) for key in keys}
 
+    before = round_trip()  # now that all processes rest
     train = turns("train", list(there))
     units = {}
     for key, turn in train.items():
@@ -215,7 +218,7 @@ def measure(
             units[key] = max(int(TURN / 5 * 3 / call(3)), 1)
         name = f"inference of {rows} row{'s' * (rows > 1)}"
         collect(name, interleave(calls, units, seconds / 4))
-    return results, missing, wrong
+    return results, missing, wrong, [before, round_trip()]
 
 
 def verdict(results: Sequence[Measured], system: str, task: str = "training step") -> Verdict | None:
@@ -332,6 +335,7 @@ def circumstances(libraries: Mapping[str, str], roof: Mapping[int, Limits]) -> l
     described = backend.load("cython").module.describe()
     peaks = "; ".join(
         f"{r.threads} thread{'s' * (r.threads > 1)}: {r.gflops:.0f} GFLOP/s, {r.bandwidth:.0f} GB/s"
+        + ("" if r.round_trip is None else f", a cache line there and back {r.round_trip:.0f} ns")
         for r in roof.values()
     )
     machine = f"{date.today()}, {cpu}, {os.cpu_count()} processors, {platform.system()}"
@@ -350,6 +354,17 @@ NOTE = (
 )
 
 
+def way(trips: Sequence[float | None]) -> str:
+    """How far apart the processors were before and after a system was measured; "" where there is one."""
+    before, after = trips
+    if before is None or after is None:
+        return ""
+    return (
+        f"A cache line from one processor to another and back: {before:.0f} ns before these were measured, "
+        f"{after:.0f} ns after."
+    )
+
+
 def report(run: Mapping[str, Any], results: Sequence[Measured], pictures: Sequence[str]) -> str:
     """The whole as Markdown."""
     roof = {int(n): Limits(**r) for n, r in run["limits"].items()}
@@ -359,6 +374,8 @@ def report(run: Mapping[str, Any], results: Sequence[Measured], pictures: Sequen
         lines += [f"![{Path(picture).stem}]({picture})", ""]
     for title, rows in tables(results, roof):
         lines += [f"## {title}", "", markdown(rows), ""]
+        if said := way(run["round_trips"][title.partition(",")[0]]):
+            lines += [said, ""]
     lines += [f"- missing: {name}: {why}" for name, why in run["missing"].items()]
     lines += [f"- WRONG, not timed: {what}" for what in run["wrong"]]
     return "\n".join(lines).rstrip() + "\n"
@@ -469,21 +486,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong: list[str] = []
     results: list[Measured] = []
     roof = {n: limits(n) for n in threads}
+    trips: dict[str, list[float | None]] = {}
     processes = [Process(name, n) for name in libraries if name in versions for n in threads]
     try:
         for system in systems:
-            measured, lacks, faults = measure(system, processes, options.seconds)
+            measured, lacks, faults, trips[system] = measure(system, processes, options.seconds)
             results += measured
             missing |= lacks
             wrong += faults
             for title, rows in tables(measured, roof):
-                print(f"{title}\n{text(rows)}\n", flush=True)
+                print(f"{title}\n{text(rows)}\n{way(trips[system])}\n", flush=True)
     finally:
         for process in processes:
             process.close()
     run = {
         "circumstances": circumstances({n: v for n, v in versions.items() if n in libraries}, roof),
         "limits": {n: asdict(r) for n, r in roof.items()},
+        "round_trips": trips,
         "missing": missing,
         "wrong": wrong,
         "results": [asdict(r) for r in results],
