@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,6 +61,79 @@ def test_one_processor_has_no_round_trip(instrument, monkeypatch):
     assert instrument("peers").way([None, None]) == ""
 
 
+# -- contenders and their processes --------------------------------------------------------------------
+
+
+def test_a_network_by_its_name(instrument):
+    contenders = instrument("contenders")
+    one = contenders.problem(contenders.plain(16, 4, 70))
+    assert [p.output_shape for p in one.net.layers] == [(16,), (784,)]
+    assert one.batch == 4
+    assert len(one.order) == 4 * 70
+    np.testing.assert_array_equal(one.order[4 * contenders.UPDATES :], one.order[: 4 * 20])
+    with pytest.raises(KeyError):
+        contenders.problem("784-16-784")
+
+
+def test_worker_makes_what_is_named(instrument):
+    """Scalar only where it is named, and then one loss of it; the others their three."""
+    contenders, worker = instrument("contenders"), instrument("peer_worker").Worker("fastae", 1)
+    system = contenders.plain(8, 2)
+    assert "scalar" not in worker.make(system, 1, None)
+    said = worker.make(system, 2, ["scalar", "numpy", "JAX scan"], True)
+    assert list(said) == ["numpy", "scalar"]
+    assert len(said["scalar"]["losses"]) == 1
+    assert len(said["numpy"]["losses"]) == contenders.CHECKED
+    contenders.problem(system).check(np.array(said["numpy"]["losses"]), "float32", "numpy")
+
+
+class Answers:
+    """A process that says what a test wants, and takes a second for every unit."""
+
+    library, threads = "fastae", 1
+
+    def __init__(self, said: dict) -> None:
+        self.said, self.asked = said, []
+
+    def ask(self, task: str, *arguments: object) -> object:
+        self.asked.append((task, *arguments))
+        return self.said if task == "make" else float(arguments[-1])
+
+
+@pytest.mark.parametrize("fault", ["losses", "outputs"])
+def test_what_computes_something_else_is_not_timed(instrument, fault):
+    peers, contenders = instrument("peers"), instrument("contenders")
+    system = contenders.plain(8, 2)
+    right = instrument("peer_worker").Worker("fastae", 1).make(system, 3, ["numpy"])["numpy"]
+    wrong = right | {fault: (np.array(right[fault]) * 1.001).tolist()}
+    process = Answers({"numpy": right, "numba": wrong, "cython": {"missing": "not built"}})
+    field = peers.prepare(system, [process], ["numpy"], True)
+    assert process.asked == [("make", system, 3, ["numpy"], True)]
+    assert list(field.there) == field.infers == [("numpy", 1)]
+    assert len(field.wrong) == 1
+    assert "numba, 1 threads" in field.wrong[0]
+    assert field.missing == {f"{system}: cython, 1 threads": "not built"}
+    times = peers.step_times(field, seconds=1e-9, rounds=2)
+    assert times == {("numpy", 1): [1.0, 1.0]}
+
+
+def test_keras_computes_the_same(instrument):
+    """Padding, cropping, decay and epsilon in one network, pixels in another order in the other."""
+    peers = instrument("peers")
+    _, missing = peers.installed(["keras"])  # of the extra peers, which CI does not install
+    if missing:
+        pytest.skip(missing["keras"])
+    process = peers.Process("keras", 1)
+    try:
+        for system in ("strided_conv", "generic_conv"):
+            field = peers.prepare(system, [process], ["Keras train_on_batch"])
+            assert not field.wrong
+            assert not field.missing
+            assert list(field.there) == [("Keras train_on_batch", 1)]
+    finally:
+        process.close()
+
+
 # -- beside the frameworks -----------------------------------------------------------------------------
 
 
@@ -90,3 +164,65 @@ def test_report_of_peers(instrument):
     assert "| JAX scan | - | - | 60.0 µs |" in quark_mlp
     assert "- missing: keras: not installed" in text
     assert "- WRONG, not timed: something" in text
+
+
+def test_missing_libraries_are_named(instrument, monkeypatch):
+    peers = instrument("peers")
+    monkeypatch.setitem(peers.PACKAGES, "keras", ("numpy", "no-such-package"))
+    found, missing = peers.installed(["fastae", "keras"])
+    assert list(found) == ["fastae"]
+    assert missing == {"keras": "no-such-package is not installed"}
+
+
+def test_pictures_of_more_contenders_than_colours(instrument, require, tmp_path):
+    require("matplotlib")
+    peers = instrument("peers")
+    names = [f"contender {i}" for i in range(10)]
+    results = [peers.Measured("autoencnet", "training step", n, 1, 1e-4, 1e-4, 9) for n in names]
+    drawn = peers.draw(results, {1: peers.Limits(1, 100.0, 30.0)}, tmp_path)
+    assert sorted(drawn) == sorted(p.name for p in tmp_path.iterdir())
+
+
+# -- scaling -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("processors", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])]
+)
+def test_thread_counts(instrument, processors, counts):
+    assert instrument("scaling").thread_counts(processors) == counts
+
+
+def test_slope_is_of_the_upper_half(instrument):
+    flat_then_square = [(1, 5.0), (10, 5.0), (100, 1e4), (1000, 1e6), (10_000, 1e8)]
+    assert instrument("scaling").slope(flat_then_square[2:]) == pytest.approx(2)
+    assert instrument("scaling").slope([(n, 3.0 * n) for n in (1, 10, 100)]) == pytest.approx(1)
+
+
+def test_epochs_of_those_that_end_in_time(instrument, monkeypatch):
+    scaling = instrument("scaling")
+    asked = []
+
+    def ready(system, seats):
+        asked.append((system, [names for _, names in seats]))
+        process = Answers({})
+        return scaling.Field({(n, 1): process for _, names in seats for n in names}, [], {}, [])
+
+    monkeypatch.setattr(scaling, "ready", ready)
+    monkeypatch.setattr(scaling, "MOST_DRAWN", {"Keras fit": 1000})
+    names = ["numpy", "cython", "JAX scan", "Keras fit"]
+    expected = {("numpy", 1): scaling.MOST_EPOCH / 99, ("cython", 1): 1e-9, ("JAX scan", 1): 1e-9}
+    expected["Keras fit", 1] = 1e-9
+    rows = 100 * scaling.BATCH
+    found = scaling.epochs(rows, [([], names)], expected, seconds=1e-9)
+    assert asked == [(scaling.plain(scaling.WIDTH, scaling.BATCH, 100), [["cython", "JAX scan"]])]
+    assert found == {("cython", 1): 100.0, ("JAX scan", 1): 100.0}
+
+
+def test_picture_of_scaling(instrument, require, tmp_path):
+    require("matplotlib")
+    names = [f"contender {i}" for i in range(9)]
+    lines = {name: [(1, 1.0 + i), (2, 2.0 + i)] for i, name in enumerate(names)}
+    curves = {"rows of a batch": lines, "hidden units": lines, "threads": lines, "rows of the data": lines}
+    instrument("scaling").draw(curves, tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
