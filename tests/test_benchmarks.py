@@ -226,3 +226,52 @@ def test_picture_of_scaling(instrument, require, tmp_path):
     curves = {"rows of a batch": lines, "hidden units": lines, "threads": lines, "rows of the data": lines}
     instrument("scaling").draw(curves, tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+# -- a machine that has other work ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("processors", "busy", "threads", "times"), [(2, 4, 1, 2.5), (2, 4, 2, 3), (4, 8, 1, 2.25), (1, 2, 2, 2)]
+)
+def test_fair_share(instrument, processors, busy, threads, times):
+    """What of its processors each thread keeps: 2 of 5, 2 of 6, 4 of 9; on one, half alone and a quarter."""
+    assert instrument("oversubscribed").fair_share(processors, busy, threads) == times
+
+
+def test_report_of_a_machine_that_has_other_work(instrument):
+    """Where fastae chooses, the fair time is the least of any number of threads."""
+    module = instrument("oversubscribed")
+    results = [
+        module.Measured("deep_mlp", "cython", n, alone, beside, 1.0, 0.4)
+        for n, alone, beside in ((1, 10e-3, 25e-3), (2, 6e-3, 36e-3), (None, 6e-3, 27e-3))
+    ]
+    fair = [module.fair_time(results, r, 2, 4) for r in results]
+    assert fair == pytest.approx([25e-3, 18e-3, 18e-3])
+    text = module.report(results, 2, 4, ["here"])
+    assert "| deep_mlp, cython | 2 | 6.00 ms | 36.0 ms | 6.00x | 18.0 ms | 2.00 | 1.00 | 0.40 |" in text
+    assert "| deep_mlp, cython | None | 6.00 ms | 27.0 ms | 4.50x | 18.0 ms | 1.50 |" in text
+    assert "At most 2.00 times what is fair: deep_mlp by cython, n_threads=2." in text
+    assert "4 busy processes on 2 processors" in text
+
+
+def test_busy_processes_end(instrument, monkeypatch):
+    module = instrument("oversubscribed")
+    started, popen = [], module.subprocess.Popen
+
+    def start(*arguments, **options):
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    def fail_among_them():
+        with module.busy_processes(2):
+            assert [p.poll() for p in started] == [None, None]
+            raise KeyError
+
+    monkeypatch.setattr(module.subprocess, "Popen", start)
+    with pytest.raises(KeyError):
+        fail_among_them()
+    assert all(p.poll() is not None for p in started)
+    monkeypatch.setattr(module, "BUSY", "raise SystemExit(3)")
+    with pytest.raises(RuntimeError, match="ended with 3"), module.busy_processes(1):
+        pass
