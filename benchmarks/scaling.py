@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from fastae.plots import duration
 
 from . import contenders
 from .contenders import plain
-from .peer_worker import SLOW, WHOLE
+from .peer_worker import SLOW
 from .peers import Field, Key, Process, circumstances, installed, interleave, prepare, step_times
 from .probe import limits, round_trip
 from .summary import TORCH
@@ -40,17 +41,18 @@ ROWS = (1_000, 10_000, 100_000, 1_000_000)
 BATCH, WIDTH = 32, 128
 TEAM_BATCH, TEAM_WIDTH = 128, 512
 #: FLOPs of a step beyond which the scalar backend sits out, and seconds an epoch may be expected to take.
-MOST_SCALAR, MOST_EPOCH = 1e7, 20.0
+MOST_SCALAR, MOST_EPOCH = 1e7, 60.0
 LEAST_ROUNDS = 3
 
-#: Who takes part, by library; Keras is given the rows of an epoch themselves, up to so many.
+#: Who takes part, by library.
 TAKING_PART = {
     "fastae": ["scalar", "numpy", "numba", "cython"],
     "torch": [TORCH],
     "jax": ["JAX scan"],
     "keras": ["Keras fit"],
 }
-MOST_DRAWN = {"Keras fit": 100_000}
+#: Keras is given the rows of an epoch themselves, as many as fill a quarter of the memory.
+MOST_DRAWN = {"Keras fit": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 // (784 * 4)}
 
 Seat = tuple[Sequence[Process], Sequence[str]]  # processes, and the contenders they make
 Curves = dict[str, dict[str, list[tuple[float, float]]]]
@@ -98,7 +100,7 @@ def epochs(
     field = ready(plain(WIDTH, BATCH, updates), seats)
     turns = field.turns("train", list(field.there))
     for (name, _), turn in turns.items():
-        if name in WHOLE:  # compiled for so many updates
+        if name == "JAX scan":  # compiled for so many updates
             turn(updates)
     times = interleave(turns, dict.fromkeys(turns, updates), seconds, 1)
     return {key: median(t) * updates for key, t in times.items()}
