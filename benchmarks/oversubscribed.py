@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,6 +42,8 @@ from .probe import limits
 SYSTEMS = ("autoencnet", "quark_mlp", "deep_mlp")
 BUSY_PER_PROCESSOR = 2
 THREADS = (1, 2, None)  # None: as fastae chooses
+#: Processors that others may have while a step is alone, before a run is called disturbed.
+MOST_FOREIGN = 0.15
 
 #: What a busy process does, once it has said that it has begun.
 BUSY = "print(flush=True)\nwhile True: pass"
@@ -47,7 +51,10 @@ BUSY = "print(flush=True)\nwhile True: pass"
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of an update, and processors that the process had meanwhile, alone and beside the others."""
+    """Seconds of an update, and processors that the process had meanwhile, alone and beside the others.
+
+    ``foreign`` is how many processors other processes had while it was to be alone; None where nobody tells.
+    """
 
     system: str
     backend: str
@@ -56,6 +63,7 @@ class Measured:
     beside: float
     processors_alone: float
     processors_beside: float
+    foreign: float | None = None
 
     @property
     def slower(self) -> float:
@@ -105,17 +113,30 @@ def busy_processes(count: int) -> Iterator[None]:
             process.communicate()
 
 
-def stretch(system: str, name: str, threads: int | None, seconds: float) -> tuple[float, float]:
-    """Seconds of an update over so many seconds, and processors had; compared with the reference first."""
+def machine_seconds() -> float:
+    """Processor seconds that all processes together have had; NaN where the system does not tell."""
+    try:
+        ticks = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:4]  # user, nice, system
+    except OSError:
+        return math.nan
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def stretch(system: str, name: str, threads: int | None, seconds: float) -> tuple[float, float, float]:
+    """Seconds of an update over so many seconds, and processors that this process and all others had.
+
+    Losses are compared with the reference first.
+    """
     problem = contenders.problem(system)
     one = contenders.Fastae(problem, backend.load(name).module, "float32", threads)
     problem.check(one.losses(contenders.CHECKED), "float32", f"{name} on {threads} threads")
     one.train()
-    updates, begin, had = 0, perf_counter(), process_time()
+    updates, begin, had, machine = 0, perf_counter(), process_time(), machine_seconds()
     while (taken := perf_counter() - begin) < seconds or not updates:
         one.train()
         updates += contenders.UPDATES
-    return taken / updates, (process_time() - had) / taken
+    own, everyone = process_time() - had, machine_seconds() - machine
+    return taken / updates, own / taken, (everyone - own) / taken
 
 
 def measure(
@@ -123,7 +144,7 @@ def measure(
 ) -> list[Measured]:
     """Medians of several rounds, each alone first and then beside the others."""
     keys = [(system, name, n) for system in systems for name in names for n in THREADS]
-    found: dict[bool, dict[tuple, list[tuple[float, float]]]] = {
+    found: dict[bool, dict[tuple, list[tuple[float, float, float]]]] = {
         beside: {key: [] for key in keys} for beside in (False, True)
     }
     for _ in range(rounds):
@@ -133,10 +154,11 @@ def measure(
                     times[key].append(stretch(*key, seconds))
     results = []
     for key in keys:
-        (alone, had_alone), (beside, had_beside) = (
+        (alone, had_alone, foreign), (beside, had_beside, _) = (
             [median(values) for values in zip(*times[key], strict=True)] for times in found.values()
         )
-        results.append(Measured(*key, alone, beside, had_alone, had_beside))
+        known = None if math.isnan(foreign) else foreign
+        results.append(Measured(*key, alone, beside, had_alone, had_beside, known))
     return results
 
 
@@ -183,11 +205,22 @@ def worst(results: Sequence[Measured], processors: int, busy: int) -> str:
     )
 
 
+def disturbed(results: Sequence[Measured]) -> str:
+    """Say so where others computed while a step was to be alone; else empty."""
+    most = max((r.foreign for r in results if r.foreign is not None), default=0.0)
+    if most < MOST_FOREIGN:
+        return ""
+    return (
+        f"The machine was BUSY: others had {most:.2f} processors while a step was to be alone. Measure again."
+    )
+
+
 def report(results: Sequence[Measured], processors: int, busy: int, said: Sequence[str]) -> str:
     """The whole as Markdown."""
     lines = ["# A step on a machine that has other work", "", *(f"- {line}" for line in said), ""]
     lines += [explained(processors, busy), "", markdown(table(results, processors, busy)), ""]
-    return "\n".join([*lines, worst(results, processors, busy), ""])
+    lines += [worst(results, processors, busy), disturbed(results)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def explained(processors: int, busy: int) -> str:
@@ -243,6 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     print(text(table(results, processors, busy)))
     print("\n".join(["", worst(results, processors, busy), explained(processors, busy), *said]))
+    if warning := disturbed(results):
+        print(warning)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "oversubscribed.json").write_text(json.dumps(run, indent=1) + "\n")

@@ -7,6 +7,7 @@ import importlib
 import math
 import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,23 @@ def test_report_of_a_machine_that_has_other_work(instrument):
     assert "| deep_mlp, cython | None | 6.00 ms | 27.0 ms | 4.50x | 18.0 ms | 1.50 |" in text
     assert "At most 2.00 times what is fair: deep_mlp by cython, n_threads=2." in text
     assert "4 busy processes on 2 processors" in text
+    assert "BUSY" not in text
+    others = module.Measured("deep_mlp", "cython", 1, 1e-3, 2e-3, 1.0, 0.4, foreign=0.93)
+    assert "BUSY: others had 0.93 processors" in module.report([*results, others], 2, 4, ["here"])
+
+
+def test_what_the_machine_was_busy_with(instrument):
+    """A tenth of a second of this process is among what all have had, whose clock ticks in hundredths."""
+    module = instrument("oversubscribed")
+    if math.isnan(before := module.machine_seconds()):
+        pytest.skip("only Linux tells")
+    own = time.process_time()
+    while time.process_time() - own < 0.1:
+        pass
+    assert module.machine_seconds() - before > 0.05
+    seconds, had, _ = module.stretch("autoencnet", "cython", 1, 0.01)
+    assert seconds > 0
+    assert had > 0
 
 
 def test_busy_processes_end(instrument, monkeypatch):
