@@ -5,6 +5,7 @@ All begin from the same weights and see the same batches; nothing is timed befor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache, cached_property
 from typing import Any
@@ -24,6 +25,7 @@ from fastae.layers import (
 )
 from fastae.lowering import lower
 from fastae.network import Network, Placed, Recipe
+from fastae.optimizers import Adam
 from fastae.program import Program
 
 from .machine import unavailable
@@ -63,16 +65,18 @@ class Problem:
         Of a published system; or of `net`.
     net : Network, optional
         For rows of 784 pixels, with a recipe.
+    updates : int
+        Of an epoch.
 
     Attributes
     ----------
     images : float64 [n, pixels]
         The bundled digits, on a canvas of the system's size and prepared as the system has it.
-    order : int64 [UPDATES * batch]
-        With replacement.
+    order : int64 [updates * batch]
+        With replacement; over again after UPDATES batches.
     """
 
-    def __init__(self, name: str, net: Network | None = None) -> None:
+    def __init__(self, name: str, net: Network | None = None, updates: int = UPDATES) -> None:
         self.name = name
         self.net: Network = net or models.MODELS[name]()
         assert self.net.recipe is not None
@@ -82,7 +86,8 @@ class Problem:
             self.images, _ = datasets.autoencnet_data(datasets.digits_canvas(15)[:1000])
         else:
             self.images = datasets.rows(datasets.digits_canvas(28), "float64")
-        self.order = np.random.default_rng(11).integers(0, len(self.images), self.batch * UPDATES)
+        drawn = np.random.default_rng(11).integers(0, len(self.images), self.batch * UPDATES)
+        self.order = np.resize(drawn, self.batch * updates)
         self.weights: Weights = self.net.initial_weights(seed=5)
 
     def lower(self, module: Any, dtype: str) -> Program:
@@ -127,10 +132,21 @@ class Problem:
         np.testing.assert_allclose(losses, expected, rtol=LOSS_TOLERANCE[dtype], err_msg=what)
 
 
+def plain(width: int, batch: int, updates: int = UPDATES) -> str:
+    """Name of a network of two dense layers with so many hidden units, and of its training."""
+    return f"784-{width}-784, batches of {batch}, {updates} updates"
+
+
 @cache
 def problem(name: str) -> Problem:
-    """The problem of a system."""
-    return Problem(name)
+    """The problem of a system, or of a network that has its name of `plain`."""
+    found = re.fullmatch(r"784-(\d+)-784, batches of (\d+), (\d+) updates", name)
+    if found is None:
+        return Problem(name)
+    width, batch, updates = map(int, found.groups())
+    recipe = Recipe(loss="mse", optimizer=Adam(1e-3), batch_size=batch, epochs=1)
+    net = Network([Dense(width, "relu")], [Dense(784, "sigmoid")], 784, recipe=recipe)
+    return Problem(name, net, updates)
 
 
 # -- AutoEncNet in NumPy -------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class Jax:
         begin, update = self._optimizer(problem)
         images = self.np.asarray(problem.images, dtype)
         self.images = images.reshape(-1, *problem.net.input_shape)
-        self.order = self.np.asarray(problem.order.reshape(UPDATES, -1), "int32")
+        self.order = self.np.asarray(problem.order.reshape(-1, problem.batch), "int32")
 
         def step(state: tuple, rows: Any) -> tuple[tuple, Any]:
             parameters, statistics, moments = state

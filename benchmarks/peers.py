@@ -5,15 +5,18 @@
     python -m benchmarks.peers [--systems NAME,...] [--threads 1,2] [--seconds S]
                                [--out FOLDER] [--readme FILE]
 
-Every library has a process of its own for each number of threads; they take turns, the others resting
-meanwhile. All begin from the same weights and see the same float32 batches, and nothing is timed before
-losses and reconstructions agree with those of a float64 reference. On several threads fastae chooses how
-many of them to take, as it does where nobody says. A turn is an epoch of 50 updates, which JAX's scan always
-does at once, or, of the slower ones, as many as take 100 ms: after its rest a library finds its caches cold,
-and its threads asleep. A step's time is the median over the turns.
+Every library has a process of its own for each number of threads (Keras one more on PyTorch, its faster
+backend for images); they take turns, the others resting meanwhile. All begin from the same weights and see
+the same float32 batches, and nothing is timed before losses and reconstructions agree with those of a
+float64 reference. On several threads fastae chooses how many of them to take, as it does where nobody says.
+A turn is an epoch of 50 updates, which JAX's scan and Keras's fit always do at once, or, of the slower ones,
+as many as take 100 ms: after its rest a library finds its caches cold, and its threads asleep. A step's time
+is the median over the turns.
 
 The limits of the machine are measured in the same run by a small compiled probe. FLOPs and bytes are those
-of the network as published, nothing fused, for every contender; what saves FLOPs may pass the limit.
+of the network as published, nothing fused, for every contender; what saves FLOPs may pass the limit. What a
+second thread can bring depends on how fast a cache line goes between the processors, which on a virtual
+machine changes from minute to minute: that is measured before and after each system, too.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -39,11 +42,17 @@ from fastae.plots import duration
 
 from . import contenders
 from .peer_worker import LIBRARIES, WHOLE
-from .probe import Limits, limits
+from .probe import Limits, limits, round_trip
 from .summary import PEER_GOALS, TORCH
 
-#: The packages of the libraries, for versions and for what is missing.
-PACKAGES = {"fastae": "fastae", "torch": "torch", "jax": "jax"}
+#: The packages of the libraries, their own first, for versions and for what is missing.
+PACKAGES = {
+    "fastae": ("fastae",),
+    "torch": ("torch",),
+    "jax": ("jax",),
+    "keras": ("keras", "jax"),
+    "keras-torch": ("keras", "torch"),
+}
 OURS = ("cython", "numba", "numpy")
 ROWS = (1, 1000)  # of inference
 LEAST_ROUNDS = 7
@@ -55,6 +64,8 @@ MLP_CANNOT = (
     "MLPRegressor, with one activation for all hidden layers and none at the end, can be none of these "
     "networks; see Autoencoder.fit in the benchmarks"
 )
+
+HATCHES = ("", "////", "....")  # of bars, where colours begin again
 
 BEGIN, END = "<!-- begin: output of make peers -->", "<!-- end: output of make peers -->"
 
@@ -100,7 +111,11 @@ class Process:
         self.library, self.threads = library, threads
         count = str(threads)
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-        environment = {**os.environ, **dict.fromkeys(names, count), "JAX_PLATFORMS": "cpu"}
+        environment = {**os.environ, **dict.fromkeys(names, count)}
+        environment |= {
+            "JAX_PLATFORMS": "cpu",
+            "KERAS_BACKEND": "torch" if library == "keras-torch" else "jax",
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.peer_worker", library, count],
             stdin=subprocess.PIPE,
@@ -128,15 +143,15 @@ class Process:
         self.process.communicate()
 
 
-def installed() -> dict[str, str]:
-    """Version of each library that is there."""
-    found = {}
-    for library, package in PACKAGES.items():
+def installed(libraries: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Version of each library that is there, and what each of the others lacks."""
+    found, missing = {}, {}
+    for library in libraries:
         try:
-            found[library] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+            found[library], *_ = [version(package) for package in PACKAGES[library]]
+        except PackageNotFoundError as error:
+            missing[library] = f"{error.name} is not installed"
+    return found, missing
 
 
 def check(system: str, name: str, said: Mapping[str, Any], outputs: np.ndarray) -> None:
@@ -158,47 +173,63 @@ def reference_outputs(system: str, rows: int) -> np.ndarray:
     return trainer.reconstruct(images).reshape(rows, -1)
 
 
-def interleave(turns: Mapping[Any, Any], units: Mapping[Any, int], seconds: float) -> dict[Any, list[float]]:
-    """Let every contender have its turn again and again; seconds of a unit, turn by turn."""
-    times: dict[Any, list[float]] = {key: [] for key in turns}
-    begin = perf_counter()
-    while len(next(iter(times.values()))) < LEAST_ROUNDS or perf_counter() - begin < seconds:
+Key = tuple[str, int]  # a contender and its number of threads
+
+
+@dataclass
+class Field:
+    """Contenders of a system that are ready to be timed, those that infer, and why the others are not."""
+
+    there: dict[Key, Process]
+    infers: list[Key]
+    missing: dict[str, str]
+    wrong: list[str]
+
+    def turns(self, task: str, keys: Sequence[Key], *before: Any) -> dict[Key, Callable[[int], float]]:
+        """What has each do so many units of a task; seconds by its own clock."""
+        return {key: lambda n, k=key: self.there[k].ask(task, k[0], *before, n) for key in keys}
+
+
+def prepare(system: str, processes: Sequence[Process], *options: Any) -> Field:
+    """Have the processes make their contenders, with options of `peer_worker.Worker.make`, and check them."""
+    outputs = reference_outputs(system, 3)
+    field = Field({}, [], {}, [])
+    for process in processes:
+        for name, said in process.ask("make", system, 3, *options).items():
+            label = f"{name}, {process.threads} threads"
+            if "missing" in said:
+                field.missing[f"{system}: {label}"] = said["missing"]
+                continue
+            try:
+                check(system, label, said, outputs)
+            except AssertionError as error:
+                field.wrong.append(" ".join(str(error).split())[:300])
+                continue
+            field.there[name, process.threads] = process
+            if said["outputs"] is not None:
+                field.infers.append((name, process.threads))
+    return field
+
+
+def interleave(
+    turns: Mapping[Key, Callable[[int], float]],
+    units: Mapping[Key, int],
+    seconds: float,
+    rounds: int = LEAST_ROUNDS,
+) -> dict[Key, list[float]]:
+    """Let every contender have its turn again and again, so many times at least; seconds of a unit."""
+    times: dict[Key, list[float]] = {key: [] for key in turns}
+    begin, done = perf_counter(), 0
+    while turns and (done < rounds or perf_counter() - begin < seconds):
+        done += 1
         for key, turn in turns.items():
             times[key].append(turn(units[key]) / units[key])
     return times
 
 
-def measure(
-    system: str, processes: Sequence[Process], seconds: float
-) -> tuple[list[Measured], dict[str, str], list[str]]:
-    """One system: what was measured, what is missing, and what was wrong."""
-    outputs = reference_outputs(system, 3)
-    there: dict[tuple[str, int], Process] = {}
-    missing, wrong, infers = {}, [], []
-    for process in processes:
-        for name, said in process.ask("make", system, 3).items():
-            label = f"{name}, {process.threads} threads"
-            if "missing" in said:
-                missing[f"{system}: {label}"] = said["missing"]
-                continue
-            try:
-                check(system, label, said, outputs)
-            except AssertionError as error:
-                wrong.append(" ".join(str(error).split())[:300])
-                continue
-            there[name, process.threads] = process
-            if said["outputs"] is not None:
-                infers.append((name, process.threads))
-    results = []
-
-    def collect(task: str, times: Mapping[tuple[str, int], list[float]]) -> None:
-        for (name, threads), t in times.items():
-            results.append(Measured(system, task, name, threads, median(t), min(t), len(t)))
-
-    def turns(task: str, keys: Sequence[tuple[str, int]], *before: Any) -> dict[tuple[str, int], Any]:
-        return {key: lambda n, k=key: there[k].ask(task, k[0], *before, n) for key in keys}
-
-    train = turns("train", list(there))
+def step_times(field: Field, seconds: float, rounds: int = LEAST_ROUNDS) -> dict[Key, list[float]]:
+    """Seconds of an update of each contender, turn by turn."""
+    train = field.turns("train", list(field.there))
     units = {}
     for key, turn in train.items():
         if key[0] in WHOLE:
@@ -207,16 +238,31 @@ def measure(
         else:
             turn(2)
             units[key] = min(max(int(TURN * 3 / turn(3)), 2), contenders.UPDATES)
-    collect("training step", interleave(train, units, seconds))
+    return interleave(train, units, seconds, rounds)
+
+
+def measure(
+    system: str, processes: Sequence[Process], seconds: float
+) -> tuple[list[Measured], Field, list[float | None]]:
+    """One system: what was measured, by whom, and round trips before and after."""
+    field = prepare(system, processes)
+    results = []
+
+    def collect(task: str, times: Mapping[Key, list[float]]) -> None:
+        for (name, threads), t in times.items():
+            results.append(Measured(system, task, name, threads, median(t), min(t), len(t)))
+
+    before = round_trip()  # now that all processes rest
+    collect("training step", step_times(field, seconds))
     for rows in ROWS:
-        calls = turns("infer", infers, rows)
+        calls = field.turns("infer", field.infers, rows)
         units = {}
         for key, call in calls.items():
             call(2)
             units[key] = max(int(TURN / 10 * 3 / call(3)), 1)
         name = f"inference of {rows} row{'s' * (rows > 1)}"
         collect(name, interleave(calls, units, seconds / 4))
-    return results, missing, wrong
+    return results, field, [before, round_trip()]
 
 
 def verdict(results: Sequence[Measured], system: str, task: str = "training step") -> Verdict | None:
@@ -333,10 +379,14 @@ def circumstances(libraries: Mapping[str, str], roof: Mapping[int, Limits]) -> l
     described = backend.load("cython").module.describe()
     peaks = "; ".join(
         f"{r.threads} thread{'s' * (r.threads > 1)}: {r.gflops:.0f} GFLOP/s, {r.bandwidth:.0f} GB/s"
+        + ("" if r.round_trip is None else f", a cache line there and back {r.round_trip:.0f} ns")
         for r in roof.values()
     )
     machine = f"{date.today()}, {cpu}, {os.cpu_count()} processors, {platform.system()}"
-    versions = ", ".join(f"{name} {number}" for name, number in libraries.items())
+    versions = ", ".join(
+        f"{PACKAGES[name][0]} {number}" + "".join(f" on {other}" for other in PACKAGES[name][1:])
+        for name, number in libraries.items()
+    )
     return [
         f"{machine}, Python {platform.python_version()}, NumPy {np.__version__}.",
         f"{versions}; cython: {described['instruction set']}, {described['compiler']}.",
@@ -351,6 +401,17 @@ NOTE = (
 )
 
 
+def way(trips: Sequence[float | None]) -> str:
+    """How far apart the processors were before and after a system was measured; "" where there is one."""
+    before, after = trips
+    if before is None or after is None:
+        return ""
+    return (
+        f"A cache line from one processor to another and back: {before:.0f} ns before these were measured, "
+        f"{after:.0f} ns after."
+    )
+
+
 def report(run: Mapping[str, Any], results: Sequence[Measured], pictures: Sequence[str]) -> str:
     """The whole as Markdown."""
     roof = {int(n): Limits(**r) for n, r in run["limits"].items()}
@@ -360,6 +421,8 @@ def report(run: Mapping[str, Any], results: Sequence[Measured], pictures: Sequen
         lines += [f"![{Path(picture).stem}]({picture})", ""]
     for title, rows in tables(results, roof):
         lines += [f"## {title}", "", markdown(rows), ""]
+        if said := way(run["round_trips"][title.partition(",")[0]]):
+            lines += [said, ""]
     lines += [f"- missing: {name}: {why}" for name, why in run["missing"].items()]
     lines += [f"- WRONG, not timed: {what}" for what in run["wrong"]]
     return "\n".join(lines).rstrip() + "\n"
@@ -379,13 +442,14 @@ def draw(results: Sequence[Measured], roof: Mapping[int, Limits], folder: Path) 
     )
     ax = figure.subplots()
     place, ticks = 0, []
-    colours = dict(zip(names, COLOURS, strict=False))
     for system in systems:
         begin = place
         best = {n: [r.median for r in steps if (r.system, r.contender) == (system, n)] for n in names}
         for name, taken in best.items():
             if taken:
-                ax.barh(place, min(taken), color=colours[name], label=name)
+                turn, of = divmod(names.index(name), len(COLOURS))
+                look = {"color": COLOURS[of], "hatch": HATCHES[turn], "edgecolor": "white"}
+                ax.barh(place, min(taken), label=name, linewidth=0, **look)
                 place += 1
         ticks.append((begin + place - 1) / 2)
         place += 1
@@ -462,29 +526,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not threads or min(threads) < 1 or not options.seconds > 0:
         parser.error("--threads, --seconds: expected numbers above 0")
 
-    versions = installed()
-    missing = {
-        "scikit-learn": MLP_CANNOT,
-    }
-    missing |= {name: "not installed" for name in libraries if name not in versions}
+    versions, missing = installed(libraries)
+    missing["scikit-learn"] = MLP_CANNOT
     wrong: list[str] = []
     results: list[Measured] = []
     roof = {n: limits(n) for n in threads}
-    processes = [Process(name, n) for name in libraries if name in versions for n in threads]
+    trips: dict[str, list[float | None]] = {}
+    processes = [Process(name, n) for name in versions for n in threads]
     try:
         for system in systems:
-            measured, lacks, faults = measure(system, processes, options.seconds)
+            measured, field, trips[system] = measure(system, processes, options.seconds)
             results += measured
-            missing |= lacks
-            wrong += faults
+            missing |= field.missing
+            wrong += field.wrong
             for title, rows in tables(measured, roof):
-                print(f"{title}\n{text(rows)}\n", flush=True)
+                print(f"{title}\n{text(rows)}\n{way(trips[system])}\n", flush=True)
     finally:
         for process in processes:
             process.close()
     run = {
-        "circumstances": circumstances({n: v for n, v in versions.items() if n in libraries}, roof),
+        "circumstances": circumstances(versions, roof),
         "limits": {n: asdict(r) for n, r in roof.items()},
+        "round_trips": trips,
         "missing": missing,
         "wrong": wrong,
         "results": [asdict(r) for r in results],

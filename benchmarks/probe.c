@@ -1,5 +1,7 @@
-/* What the machine can do: multiplications and additions a second, and bytes a second from memory.
+/* What the machine can do: multiplications and additions a second, bytes a second from memory, and how often
+ * a cache line goes from one processor to another and back.
  * Compiled when benchmarks.probe is asked, for the processor at hand. */
+#include <stdatomic.h>
 #include <stddef.h>
 
 #define BYTES 64
@@ -33,4 +35,14 @@ double triad(size_t size, float s, const float *restrict x, const float *restric
 {
     for (size_t i = 0; i < size; i++) z[i] = x[i] + s * y[i];
     return 3.0 * sizeof(float) * (double)size;
+}
+
+/* One of two threads that pass a count to and fro: the other begins at `first` + 1. They spin, as those of a
+ * team do who wait for each other. */
+void pass_on(atomic_long *count, long first, long trips)
+{
+    for (long mine = first; trips-- > 0; mine += 2) {
+        while (atomic_load_explicit(count, memory_order_acquire) != mine) {}
+        atomic_store_explicit(count, mine + 1, memory_order_release);
+    }
 }

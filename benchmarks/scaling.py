@@ -1,107 +1,109 @@
-"""How the cost of training grows: with rows of a batch, with width, and with rows of the data.
+"""How the cost of training grows: with rows of a batch, with width, with threads, and with rows of the data.
 
 ::
 
     python -m benchmarks.scaling [--seconds S] [--out FOLDER]
 
-The network is 784-w-784 (relu, sigmoid; MSE, Adam), float32, on one thread; cython also on all. Everything is
-compared with a float64 reference before it is timed, and takes turns with the others of its point. The
-scalar backend is measured, once, where a step takes it a few seconds at most, PyTorch where it is
-installed. The text says how the time grows: the slope in logarithms, 1 where it is linear.
+The network is 784-w-784 (relu, sigmoid; MSE, Adam), float32, by every backend and by the frameworks in their
+best form, in the processes of `benchmarks.peers`: a process for each library and number of threads, compared
+with a float64 reference before it is timed, taking turns with the others of its point. All but the plot
+against threads are of one thread, cython also of all; in that plot each takes as many as it is given. The
+scalar backend is measured, once, where a step takes it a few seconds at most. The text says how the time
+grows: the slope in logarithms, 1 where it is linear.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from time import perf_counter
-from typing import Any
 
 import numpy as np
 
-from fastae import backend
 from fastae.executor import processors_present
-from fastae.layers import Dense
-from fastae.network import Network, Recipe
-from fastae.optimizers import Adam
 from fastae.plots import duration
 
 from . import contenders
-from .machine import one_thread, unavailable
+from .contenders import plain
+from .peer_worker import SLOW
+from .peers import Field, Key, Process, circumstances, installed, interleave, prepare, step_times
+from .probe import limits, round_trip
 from .summary import TORCH
 
 BATCHES = (1, 4, 16, 64, 256, 1024)
 WIDTHS = (16, 64, 256, 1024, 2048)
 ROWS = (1_000, 10_000, 100_000, 1_000_000)
-#: Of the two that do not vary.
+#: Of the two that do not vary; and in the plot against threads, where a step is worth them.
 BATCH, WIDTH = 32, 128
+TEAM_BATCH, TEAM_WIDTH = 128, 512
 #: FLOPs of a step beyond which the scalar backend sits out, and seconds an epoch may be expected to take.
-MOST_SCALAR, MOST_EPOCH = 1e7, 20.0
+MOST_SCALAR, MOST_EPOCH = 1e7, 60.0
+LEAST_ROUNDS = 3
+
+#: Who takes part, by library.
+TAKING_PART = {
+    "fastae": ["scalar", "numpy", "numba", "cython"],
+    "torch": [TORCH],
+    "jax": ["JAX scan"],
+    "keras": ["Keras fit"],
+}
+#: Keras is given the rows of an epoch themselves, as many as fill a quarter of the memory.
+MOST_DRAWN = {"Keras fit": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 // (784 * 4)}
+
+Seat = tuple[Sequence[Process], Sequence[str]]  # processes, and the contenders they make
+Curves = dict[str, dict[str, list[tuple[float, float]]]]
 
 
-def problem(batch: int, width: int) -> contenders.Problem:
-    """The network with so many hidden units, trained in batches of so many rows."""
-    recipe = Recipe(loss="mse", optimizer=Adam(1e-3), batch_size=batch, epochs=1)
-    net = Network([Dense(width, "relu")], [Dense(784, "sigmoid")], 784, recipe=recipe)
-    return contenders.Problem(f"784-{width}-784, B={batch}", net)
+def thread_counts(processors: int) -> list[int]:
+    """Numbers of threads: powers of two, and all."""
+    return sorted({2**i for i in range(processors.bit_length()) if 2**i <= processors} | {processors})
 
 
-def updaters(one: contenders.Problem) -> dict[str, Callable[[int], Any]]:
-    """What makes so many updates, by name, each checked."""
-    threads = processors_present()
-    made: dict[str, Any] = {}
-    for name in ("scalar", "numpy", "numba", "cython"):
-        if name in unavailable() or (
-            name == "scalar" and one.cost("float32", updates=1)["flops"] > MOST_SCALAR
-        ):
-            continue
-        made[name] = contenders.Fastae(one, backend.load(name).module, "float32")
-        if name == "cython" and threads > 1:
-            team = contenders.Fastae(one, backend.load(name).module, "float32", threads)
-            made[f"cython, {threads} threads"] = team
-    if TORCH not in unavailable():
-        made[TORCH] = contenders.TorchEager(one, "float32")
-    for name, contender in made.items():
-        one.check(contender.losses(1 if name == "scalar" else contenders.CHECKED), "float32", name)
-    return {name: contender.train for name, contender in made.items()}
+def ready(system: str, seats: Sequence[Seat]) -> Field:
+    """Contenders that are made and compared; AssertionError where one is wrong."""
+    all_of_them = Field({}, [], {}, [])
+    for processes, names in seats:
+        field = prepare(system, processes, names, True)
+        if field.wrong:
+            raise AssertionError("\n".join(field.wrong))
+        all_of_them.there |= field.there
+        all_of_them.missing |= field.missing
+    return all_of_them
 
 
-def step_times(one: contenders.Problem, seconds: float) -> dict[str, float]:
-    """Median seconds of an update, by name."""
-    runs = updaters(one)
-    units, times = {}, {name: [] for name in runs}
-    for name, run in runs.items():
-        start = perf_counter()
-        run(1)
-        units[name] = min(max(int(0.01 / (perf_counter() - start)), 1), contenders.UPDATES)
-    begin, rounds = perf_counter(), 0
-    while perf_counter() - begin < seconds or rounds < 3:
-        rounds += 1
-        for name, run in runs.items():
-            if name == "scalar" and rounds > 1:  # once: it takes longer than all others together
-                continue
-            start = perf_counter()
-            run(units[name])
-            times[name].append((perf_counter() - start) / units[name])
-    return {name: median(t) for name, t in times.items()}
+def steps(system: str, seats: Sequence[Seat], seconds: float, missing: dict[str, str]) -> dict[Key, float]:
+    """Median seconds of an update."""
+    if contenders.problem(system).cost("float32", updates=1)["flops"] > MOST_SCALAR:
+        seats = [(processes, [n for n in names if n not in SLOW]) for processes, names in seats]
+    field = ready(system, seats)
+    missing |= field.missing
+    slow = {key: field.there.pop(key) for key in list(field.there) if key[0] in SLOW}
+    once = {key: process.ask("train", key[0], 1) for key, process in slow.items()}
+    return once | {key: median(t) for key, t in step_times(field, seconds, LEAST_ROUNDS).items()}
 
 
-def epoch_times(rows: int, steps: dict[str, float]) -> dict[str, float]:
-    """Seconds of one pass over so many rows, where it is expected to take no longer than MOST_EPOCH."""
-    one = problem(BATCH, WIDTH)
+def epochs(
+    rows: int, seats: Sequence[Seat], expected: Mapping[Key, float], seconds: float
+) -> dict[Key, float]:
+    """Median seconds of a pass over so many rows, of those expected to take no longer than MOST_EPOCH."""
     updates = rows // BATCH
-    one.order = np.resize(one.order, updates * BATCH)
-    found = {}
-    for name, run in updaters(one).items():
-        if steps.get(name, MOST_EPOCH) * updates <= MOST_EPOCH:
-            start = perf_counter()
-            run(updates)
-            found[name] = perf_counter() - start
-    return found
+    able = {
+        name
+        for (name, _), step in expected.items()
+        if step * updates <= MOST_EPOCH and rows <= MOST_DRAWN.get(name, rows)
+    }
+    seats = [(processes, [n for n in names if n in able]) for processes, names in seats]
+    field = ready(plain(WIDTH, BATCH, updates), seats)
+    turns = field.turns("train", list(field.there))
+    for (name, _), turn in turns.items():
+        if name == "JAX scan":  # compiled for so many updates
+            turn(updates)
+    times = interleave(turns, dict.fromkeys(turns, updates), seconds, 1)
+    return {key: median(t) * updates for key, t in times.items()}
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
@@ -110,20 +112,34 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
     return float(np.polyfit(upper[:, 0], upper[:, 1], 1)[0])
 
 
-def draw(curves: dict[str, dict[str, list[tuple[float, float]]]], path: Path) -> None:
-    """Three plots side by side, one colour for each contender."""
+def brought(lines: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
+    """How many times faster each contender is on all threads than on one."""
+    return [
+        f"{name} {points[0][1] / points[-1][1]:.2f}x" for name, points in lines.items() if len(points) > 1
+    ]
+
+
+def draw(curves: Curves, path: Path) -> None:
+    """Four plots, a colour and a mark for each contender; dashed on several threads beside those on one."""
     from matplotlib.figure import Figure
 
     from fastae.plots.base import look
 
-    figure = Figure(figsize=(15, 5), dpi=90, layout="constrained")
-    names = list(dict.fromkeys(name for lines in curves.values() for name in lines))
-    axes = figure.subplots(1, len(curves))
+    def alone(name: str) -> str:
+        return name.partition(", ")[0]
+
+    figure = Figure(figsize=(13, 10), dpi=90, layout="constrained")
+    names = list(dict.fromkeys(alone(name) for lines in curves.values() for name in lines))
+    axes = figure.subplots(2, 2).ravel()
     for ax, (title, lines) in zip(axes, curves.items(), strict=True):
         for name, points in lines.items():
-            ax.plot(*zip(*points, strict=True), label=name, **look(names.index(name)))
+            style = {"linestyle": "-" if name == alone(name) else "--", "markersize": 5}
+            ax.plot(*zip(*points, strict=True), label=name, **style, **look(names.index(alone(name))))
         ax.set_xscale("log")
         ax.set_yscale("log")
+        there = sorted({int(at) for points in lines.values() for at, _ in points})
+        ax.set_xticks(there, [f"{at:,}" for at in there])
+        ax.xaxis.minorticks_off()
         ax.set_xlabel(title)
         ax.set_ylabel("seconds of an epoch" if title.startswith("rows of the data") else "seconds of a step")
         ax.grid(True, color="0.9", linewidth=0.6)
@@ -145,30 +161,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     titles = (
         f"rows of a batch (w = {WIDTH})",
         f"hidden units w (batches of {BATCH})",
+        f"threads (w = {TEAM_WIDTH}, batches of {TEAM_BATCH})",
         f"rows of the data (w = {WIDTH}, batches of {BATCH})",
     )
-    curves: dict[str, dict[str, list[tuple[float, float]]]] = {title: {} for title in titles}
+    curves: Curves = {title: {} for title in titles}
+    trips: dict[str, list[float | None]] = {title: [] for title in titles}  # after each point
 
-    def note(title: str, at: float, times: dict[str, float]) -> None:
-        print(f"{title}, {at}: " + ", ".join(f"{n} {duration(t)}" for n, t in times.items()), flush=True)
-        for name, time in times.items():
+    def note(title: str, at: int, times: Mapping[Key, float]) -> None:
+        trips[title].append(round_trip())
+        said = []
+        for (name, threads), time in times.items():
+            if threads > 1 and title != titles[2]:
+                name = f"{name}, {threads} threads"
             curves[title].setdefault(name, []).append((at, time))
+            said.append(f"{name} {duration(time)}")
+        print(f"{title}, {at}: {', '.join(said)}", flush=True)
 
-    with one_thread():
-        for batch in BATCHES:
-            note(titles[0], batch, step_times(problem(batch, WIDTH), options.seconds))
-        for width in WIDTHS:
-            note(titles[1], width, step_times(problem(BATCH, width), options.seconds))
-        steps = step_times(problem(BATCH, WIDTH), options.seconds)
+    counts = thread_counts(processors_present())
+    roof = {n: limits(n) for n in sorted({1, counts[-1]})}
+    versions, missing = installed(list(TAKING_PART))
+    teams = {n: [Process(library, n) for library in versions] for n in counts}
+    everyone = [name for names in TAKING_PART.values() for name in names]
+    alone: list[Seat] = [(teams[1], everyone)]
+    if counts[-1] > 1:
+        alone.append(([p for p in teams[counts[-1]] if p.library == "fastae"], ["cython"]))
+    points = [
+        *((titles[0], batch, plain(WIDTH, batch), alone) for batch in BATCHES),
+        *((titles[1], width, plain(width, BATCH), alone) for width in WIDTHS),
+        *((titles[2], n, plain(TEAM_WIDTH, TEAM_BATCH), [(teams[n], everyone)]) for n in counts),
+    ]
+    try:
+        for title, at, system, seats in points:
+            note(title, at, steps(system, seats, options.seconds, missing))
+        expected = steps(plain(WIDTH, BATCH), alone, options.seconds, missing)
         for rows in ROWS:
-            note(titles[2], rows, epoch_times(rows, steps))
+            note(titles[3], rows, epochs(rows, alone, expected, options.seconds))
+    finally:
+        for process in (p for team in teams.values() for p in team):
+            process.close()
     print("\nHow the time grows, as a power, over the larger half of each range:")
     for title, lines in curves.items():
         powers = {name: slope(points) for name, points in lines.items() if len(points) > 2}
-        print(f"  {title}: " + ", ".join(f"{name} {power:.2f}" for name, power in powers.items()))
+        if powers and title != titles[2]:
+            print(f"  {title}: " + ", ".join(f"{name} {power:.2f}" for name, power in powers.items()))
+    if counts[-1] > 1:
+        print(f"What {counts[-1]} threads bring: " + ", ".join(brought(curves[titles[2]])))
+    said = circumstances(versions, roof)
+    print("\n".join(["", *said, *(f"missing: {name}: {why}" for name, why in missing.items())]))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "scaling.json").write_text(json.dumps(curves, indent=1) + "\n")
+        run = {"circumstances": said, "round_trips": trips, "missing": missing, "curves": curves}
+        (options.out / "scaling.json").write_text(json.dumps(run, indent=1) + "\n")
         draw(curves, options.out / "scaling.png")
     return 0
 
