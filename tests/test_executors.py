@@ -1,6 +1,7 @@
 """Executors: same bits for any number of threads, whatever lies in the arena; nothing out of bounds."""
 
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -117,6 +118,33 @@ def test_same_bits_where_threads_are_chosen(name, monkeypatch):
     module = load(name)
     first = run(module, net, x, 1, batch_size=64, optimizer=fastae.Adam(1e-3))
     assert run(module, net, x, None, batch_size=64, optimizer=fastae.Adam(1e-3)) == first
+
+
+def test_numba_says_what_it_compiles(tmp_path):
+    """One line before and one after, on the first process alone; the second has the same bits."""
+    load("numba")
+    code = """
+import numpy as np, fastae
+net = fastae.Network([fastae.Dense(9, "tanh")], [fastae.Dense(20, "sigmoid")], 20)
+trainer = fastae.Trainer(net, batch_size=8, seed=0, backend="numba")
+trainer.fit(np.random.default_rng(0).random((20, 20), "f4"), epochs=2)
+print({name: value.tobytes() for name, value in trainer.weights.items()})
+"""
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+        )
+        for _ in range(2)
+    )
+    begun, done = first.stderr.splitlines()
+    assert begun.startswith("fastae: numba compiles kernels for this machine")
+    assert re.fullmatch(rf"fastae: compiled in \d+\.\d s; kept in {re.escape(str(tmp_path))}.*", done)
+    assert second.stderr == ""
+    assert second.stdout == first.stdout
 
 
 def test_threads_are_chosen_by_the_work(monkeypatch):

@@ -10,6 +10,7 @@
 
 Both forms are generated from the row of ``table.py`` and compiled when they are first asked for, by
 kernel and dtype, with explicit signatures; Numba keeps them on disk. No network is ever compiled.
+What is marked `apart` the instruction forms call by its address: it is compiled once for all of them.
 The bodies of the kernels on images are in ``jitted_images.py``. What Numba has no words for, and the
 epoch, are in ``jitted_runtime.py``, exp and its like in ``jitted_maths.py``.
 
@@ -56,8 +57,10 @@ from fastae.kernels.jitted_runtime import (
     count_blocks,
     edge,
     gemm,
+    near,
     room,
     row_of,
+    said,
     share,
     window,
 )
@@ -857,7 +860,8 @@ class _Bodies(dict):
     """Bodies by kernel and dtype.char, compiled when looked up."""
 
     def __missing__(self, key: tuple[str, str]) -> Any:
-        body = self[key] = _body(*key)
+        with said():
+            body = self[key] = _body(*key)
         return body
 
 
@@ -914,7 +918,7 @@ def _instruction(name: str, char: str) -> Any:
     names = {
         "at": at,
         # Part of the form: compiled before and then again with it, it would take half as long again.
-        "body": njit(inline="always", **OPTIONS)(_source(name)),
+        "body": njit(inline="always", **OPTIONS)(near(_source(name), char)),
         "carray": carray,
         "float64": types.float64,
         "int64": types.int64,

@@ -14,7 +14,19 @@ and for any number of parts.
 from __future__ import annotations
 
 from fastae.kernels.jitted_maths import activate, differentiate, pick, plus, root
-from fastae.kernels.jitted_runtime import OPTIONS, copy, count_blocks, data, edge, gemm, room, share, window
+from fastae.kernels.jitted_runtime import (
+    OPTIONS,
+    apart,
+    copy,
+    count_blocks,
+    data,
+    edge,
+    gemm,
+    room,
+    share,
+    vector,
+    window,
+)
 
 # isort: split
 from llvmlite import binding, ir
@@ -488,6 +500,20 @@ def _largest(region, size, other, where, k):
         position[j] = pick(larger, number, position[j])
 
 
+def _integers(count):
+    return types.UniTuple(types.int64, count)
+
+
+@apart(
+    lambda real: (
+        *(vector(real, readonly=True),) * 4,
+        *(types.int64, types.int64, _integers(8)),
+        *(_integers(2),) * 5,
+        types.int64,
+        *(vector(real),) * 3,
+        *(types.int64, types.int64),
+    )
+)
 @njit(**OPTIONS)
 def _convolve(
     x,
@@ -693,6 +719,15 @@ def _grad_tiles(p, p_first, q, q_first, sums, at, start, whole, wide, sizes, mov
         _grad_one(p, p_first, q, q_first, sums, at, start, sizes, moves)
 
 
+@apart(
+    lambda real: (
+        *(vector(real, readonly=True),) * 2,
+        _integers(8),
+        *(_integers(2),) * 4,
+        *(vector(real),) * 2,
+        *(types.int64, types.int64),
+    )
+)
 @njit(**OPTIONS)
 def _correlate(a, x, shape, kernel, strides, padding, dilation, room, dw, part, parts):
     """dw[o, c] = sum over all windows of a[o] x[c]; `shape` as in `_convolve`, x read and a written.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastae.kernels.jitted_runtime import OPTIONS  # says what to install where what follows is missing
+from fastae.kernels.jitted_runtime import OPTIONS, apart, vector  # says what to install where it is missing
 
 # isort: split
 from llvmlite import ir
@@ -304,6 +304,7 @@ def _cosine_of_turn_of(v):
 # Numba takes a bare 1.0 for double precision: constants are made in the type of the array.
 
 
+@apart(lambda real: (vector(real), types.int64))
 @njit(**OPTIONS)
 def activate(y, activation):
     """y = f(y) for a row: in place, as LLVM makes no vector code where an input may be the output."""
@@ -332,6 +333,7 @@ def activate(y, activation):
             y[j] = pick(y[j] <= zero, zero, y[j]) + log1p(exp(-abs(y[j])))
 
 
+@apart(lambda real: (vector(real), vector(real, readonly=True), types.int64))
 @njit(**OPTIONS)
 def differentiate(dx, y, activation):
     """dx = dx f'(y) for a row."""

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import logging
 import platform
 import sys
 import threading
@@ -13,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from time import perf_counter
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +27,10 @@ from fastae.kernels.table import KERNELS
 try:
     import scipy.linalg.cython_blas  # noqa: F401  (Numba finds its BLAS there)
     from llvmlite import ir
+    from llvmlite.binding import add_symbol
     from numba import njit, types
-    from numba.core import cgutils
+    from numba.core import cgutils, event
+    from numba.core.dispatcher import Dispatcher
     from numba.extending import intrinsic
     from numba.np.arrayobj import populate_array
     from threadpoolctl import ThreadpoolController
@@ -36,7 +42,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from fastae.program import Program, Routine, Slot
 
-OPTIONS = {"nogil": True, "error_model": "numpy"}
+#: Of every function that compiled code calls; one that Python calls has wrappers beside.
+OPTIONS = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 REALS = {"f": types.float32, "d": types.float64}
 
 ROOM = 256
@@ -69,21 +76,135 @@ def _stamp() -> str:
 
 STAMP = _stamp()
 
+# Of a program that has set up no logging it goes to stderr.
+_LOG = logging.getLogger("fastae")
+
 
 @cache
+def cache_folder() -> str | None:
+    """Folder that compiled code is kept in; None where none is writable."""
+    try:
+        return str(njit(cache=True)(_run_batches).stats.cache_path)  # looks for it, compiles nothing
+    except RuntimeError:
+        return None
+
+
 def cache_works() -> bool:
     """Whether there is a folder to keep compiled code in."""
-    try:
-        njit(cache=True)(_run_batches)  # looks for the folder, compiles nothing
-    except RuntimeError:
-        return False
-    return True
+    return cache_folder() is not None
 
 
-def compiled(function: Callable[..., None], signature: Any) -> Any:
+class _Notice(event.Listener):
+    """Says that something of this package is compiled, as soon as it is."""
+
+    began: float | None = None
+
+    def on_start(self, event: Any) -> None:
+        if self.began is None and event.data["dispatcher"].py_func.__module__.startswith("fastae."):
+            self.began = perf_counter()
+            _LOG.warning("fastae: numba compiles kernels for this machine: up to 20 seconds, the first time")
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+@contextmanager
+def said() -> Iterator[None]:
+    """Log that something is compiled within, and how long it took; what is in the cache is not mentioned."""
+    notice = _Notice()
+    with event.install_listener("numba:compile", notice):
+        yield
+    if notice.began is not None:
+        folder = cache_folder()
+        kept = f"kept in {folder}" if folder else "not kept: no folder is writable, see NUMBA_CACHE_DIR"
+        _LOG.warning("fastae: compiled in %.1f s; %s", perf_counter() - notice.began, kept)
+
+
+def compiled(function: Callable[..., None], signature: Any, *, for_python: bool = True) -> Any:
     """Compile a function for a signature, or take it from the cache."""
     function.__qualname__ = f"{function.__name__}_{STAMP}"
-    return njit(signature, cache=cache_works(), **OPTIONS)(function)
+    options = OPTIONS | {"no_cpython_wrapper": not for_python}
+    return njit(signature, cache=cache_works(), **options)(function)
+
+
+# Signatures, by name, of what instruction forms call where other compiled code contains it.
+_APART: dict[str, Callable[[Any], tuple[Any, ...]]] = {}
+
+_KEPT: list[Any] = []  # whose addresses are in compiled code
+
+_PREPARING = threading.RLock()
+
+
+def apart(arguments: Callable[[Any], tuple[Any, ...]]) -> Callable[[Any], Any]:
+    """Mark an inner function, which returns nothing, as compiled once for all instruction forms.
+
+    Compiled into each of them it would take most of the time they take: Numba has LLVM go over all that a
+    function calls again with every function. What is compiled into other people's code contains it as ever.
+
+    Parameters
+    ----------
+    arguments : callable
+        Takes the type of the reals, and returns those of the function's arguments.
+    """
+
+    def mark(dispatcher: Any) -> Any:
+        _APART[dispatcher.py_func.__name__] = arguments
+        return dispatcher
+
+    return mark
+
+
+def vector(real: Any, readonly: bool = False) -> Any:
+    """Type of a C-contiguous row."""
+    return types.Array(real, 1, "C", readonly=readonly)
+
+
+@cache
+def _far(dispatcher: Any, char: str) -> Any:
+    """Intrinsic that calls a function by its address, once it is compiled or taken from the cache."""
+    function = dispatcher.py_func
+    arguments = _APART[function.__name__](REALS[char])
+    whole = compiled(near(function, char), types.void(*arguments), for_python=False)
+    own = whole.overloads[arguments]
+    _KEPT.append(whole)
+    symbol = f"fastae_{function.__name__}_{char}_{STAMP}"
+    add_symbol(symbol, own.library.get_pointer_to_function(own.fndesc.llvm_func_name))
+
+    def far(typing, *given):
+        def generate(context, builder, signature, values):
+            form = context.call_conv.get_function_type(signature.return_type, signature.args)
+            routine = cgutils.get_or_insert_function(builder.module, form, symbol)
+            context.call_conv.call_function(builder, routine, signature.return_type, signature.args, values)
+            return context.get_dummy_value()
+
+        return types.none(*arguments), generate
+
+    # Numba asks for the parameters by name.
+    typing = inspect.Parameter("typing", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named: Any = far
+    named.__signature__ = inspect.Signature([typing, *inspect.signature(function).parameters.values()])
+    return intrinsic(named)
+
+
+@cache
+def _nearby(dispatcher: Any, char: str) -> Any:
+    """An inner function as instruction forms contain it."""
+    return njit(**OPTIONS)(near(dispatcher.py_func, char))
+
+
+def near(function: Callable[..., None], char: str) -> Callable[..., None]:
+    """Return a copy of a function that calls what is `apart` by its address.
+
+    All of that has its address when this returns; what is compiled of the copy, now or by another process
+    that left it in the cache, cannot be loaded without.
+    """
+    names = dict(function.__globals__)
+    for name in function.__code__.co_names:
+        called = names.get(name)
+        if isinstance(called, Dispatcher):
+            turn = _far if called.py_func.__name__ in _APART else _nearby
+            names[name] = turn(called, char)
+    return FunctionType(function.__code__, names, function.__name__, function.__defaults__)
 
 
 # --- what Numba has no words for -----------------------------------------------------------------
@@ -567,11 +688,14 @@ class Executor:
         self._functions = np.zeros(len(KERNELS), np.int64)
 
     def _prepare(self, code: np.ndarray) -> None:
-        """Compile what the code needs and has not been compiled."""
-        names = tuple(KERNELS)
-        for place in set(code[:, 0].tolist()):
-            if not self._functions[place]:
-                self._functions[place] = self.instruction(names[place], self._arena.dtype.char).address
+        """Compile what the code needs and has not been compiled, and what runs it."""
+        names, char = tuple(KERNELS), self._arena.dtype.char
+        missing = [place for place in set(code[:, 0].tolist()) if not self._functions[place]]
+        if missing:
+            with _PREPARING, said():
+                for place in missing:
+                    self._functions[place] = self.instruction(names[place], char).address
+                _epoch(char)
 
     def run(
         self,
