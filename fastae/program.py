@@ -100,6 +100,11 @@ class Slot:
         """Elements from the first to the end of the last row, padding and last block included."""
         return -(-self.shape[0] // self.lanes) * self.lanes * self.stride
 
+    @cached_property
+    def columns(self) -> int:
+        """Elements of a row."""
+        return math.prod(self.shape[1:])
+
     def __str__(self) -> str:
         return f"{self.name}[{','.join(map(str, self.shape))}]"
 
@@ -258,7 +263,7 @@ class Routine:
         """Floating-point operations of a full batch."""
         return self.flops()
 
-    @property
+    @cached_property
     def capacity(self) -> int:
         """Most rows of one batch."""
         return self.input.shape[0]
@@ -486,18 +491,19 @@ class Program:
             When there is no such routine, or the output and the input differ in shape and the
             target is to be the input.
         """
-        known = dict.fromkeys([*(key[0] for key in self.losing), *self.routines])
-        if name not in known:
-            raise ValueError(f"routine must be one of {', '.join(known)}; got {name!r}")
-        if (name, True, weighted) not in self.losing:
-            return self.routines[name]
-        if (name, own_target, weighted) not in self.losing:
+        found = self.losing.get((name, own_target, weighted))
+        if found is not None:
+            return found
+        if (name, True, weighted) in self.losing:
             shapes = f"output {self.network.output_shape}, input {self.network.input_shape}"
             raise ValueError(
                 f"target must be given where the output has another shape than the input: {shapes}; "
                 f"{self.network.trace()}"
             )
-        return self.losing[name, own_target, weighted]
+        if name not in self.routines:
+            known = dict.fromkeys([*(key[0] for key in self.losing), *self.routines])
+            raise ValueError(f"routine must be one of {', '.join(known)}; got {name!r}")
+        return self.routines[name]
 
     def with_learning_rate(self, learning_rate: float) -> Program:
         """Return the same Program with another learning rate.

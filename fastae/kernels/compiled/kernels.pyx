@@ -903,7 +903,62 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
 cdef int READABLE = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT
 
 
-cdef class Run:
+cdef class Holder:
+    """Buffers, held as long as it lives."""
+
+    cdef Py_buffer views[8]  # more than any has
+    cdef int count
+
+    cdef void* hold(self, object array, str name, char letter, Py_ssize_t size, bint writable) except? NULL:
+        """Address of a C-contiguous array of 'f', 'd' or, as 'q', int64, of at least `size` elements."""
+        cdef Py_buffer* view = &self.views[self.count]
+        cdef Py_ssize_t itemsize = 4 if letter == c"f" else 8
+        if array is None:
+            return NULL
+        PyObject_GetBuffer(array, view, READABLE | (PyBUF_WRITABLE if writable else 0))
+        self.count += 1
+        if (view.format == NULL or view.format[0] == 0 or view.format[1] != 0
+                or (view.format[0] != letter and (view.format[0] != c"l" or letter != c"q"))):
+            raise TypeError(f"{name}: expected a buffer of format {chr(letter)!r}, got {view.format!r}")
+        if view.itemsize != itemsize:
+            raise TypeError(f"{name}: expected elements of {itemsize} bytes, got {view.itemsize}")
+        if view.len < size * view.itemsize:
+            raise ValueError(f"{name}: expected at least {size} elements, got {view.len // view.itemsize}")
+        return view.buf
+
+    def __dealloc__(self):
+        while self.count > 0:
+            self.count -= 1
+            PyBuffer_Release(&self.views[self.count])
+
+
+cdef class Prepared(Holder):
+    """What the runs of a routine have in common: a job without data."""
+
+    cdef Job job
+    cdef object routine  # kept, for it is known by its id
+
+    def __cinit__(self, routine, Py_ssize_t batch, Py_ssize_t tail):
+        cdef Job* job = &self.job
+        self.routine = routine
+        code = routine.encode(batch)
+        job.code = <const int64_t*>self.hold(code, "code", c"q", 0, False)
+        job.tail_code = <const int64_t*>self.hold(
+            routine.encode(tail) if tail else None, "code", c"q", 0, False)
+        job.instructions, job.width = code.shape
+        job.batch, job.check, job.trains = batch, routine.check, routine.trains
+        job.input_offset, job.input_columns = routine.input.offset, routine.input.columns
+        if routine.target is not None:
+            job.target_offset, job.target_columns = routine.target.offset, routine.target.columns
+        if routine.weight is not None:
+            job.weight_offset = routine.weight.offset
+        if routine.output is not None:
+            job.output_offset, job.output_columns = routine.output.offset, routine.output.columns
+        if routine.loss is not None:
+            job.loss_offset = routine.loss.offset
+
+
+cdef class Run(Holder):
     """One run: its job, and the buffers held as long as any thread may use them."""
 
     cdef Job job
@@ -913,37 +968,17 @@ cdef class Run:
     cdef int64_t own_control[8]
     cdef bint single
     cdef Py_ssize_t parts
-    cdef Py_buffer views[12]  # more than a run has arrays
-    cdef int count
 
-    def __cinit__(self, Py_ssize_t parts, bint single):
+    def __cinit__(self, Prepared prepared, Py_ssize_t parts, bint single):
+        self.job = prepared.job
         self.parts, self.single = parts, single
         self.room = PyMem_Calloc(parts + 1, sizeof(Seat))
         if self.room == NULL:
             raise MemoryError
         self.job.seats = <Seat*>((<uintptr_t>self.room + sizeof(Seat) - 1) // sizeof(Seat) * sizeof(Seat))
 
-    cdef void* hold(self, object array, str name, str formats, Py_ssize_t size, bint writable) except? NULL:
-        """Address of a C-contiguous array with one of the format letters and at least `size` elements."""
-        cdef Py_buffer* view = &self.views[self.count]
-        cdef Py_ssize_t itemsize = 4 if formats == "f" else 8
-        if array is None:
-            return NULL
-        PyObject_GetBuffer(array, view, READABLE | (PyBUF_WRITABLE if writable else 0))
-        self.count += 1
-        if view.format == NULL or view.format.decode() not in formats:
-            raise TypeError(f"{name}: expected a buffer of format {formats!r}, got {view.format!r}")
-        if view.itemsize != itemsize:
-            raise TypeError(f"{name}: expected elements of {itemsize} bytes, got {view.itemsize}")
-        if view.len < size * view.itemsize:
-            raise ValueError(f"{name}: expected at least {size} elements, got {view.len // view.itemsize}")
-        return view.buf
-
     def __dealloc__(self):
         PyMem_Free(self.room)
-        while self.count > 0:
-            self.count -= 1
-            PyBuffer_Release(&self.views[self.count])
 
     def enter(self, Py_ssize_t part):
         """Take part, as one thread of the team; part 0 lets the others begin."""
@@ -995,8 +1030,10 @@ cdef class Executor:
 
     cdef readonly object program, arena, n_threads
     cdef bint single
-    cdef dict codes
-    cdef Py_ssize_t pad
+    cdef Holder holder
+    cdef void* base  # of the arena
+    cdef dict routines
+    cdef Py_ssize_t pad, batch
     cdef Tuner[2] tuners  # of routines that train, and of others
 
     def __init__(self, program, arena, n_threads=1):
@@ -1007,55 +1044,42 @@ cdef class Executor:
         self.n_threads = n_threads
         self.single = arena.dtype == "float32"
         self.pad = 64 // arena.itemsize
-        self.codes = {}
+        self.batch = program.batch_size
+        self.holder = Holder()
+        self.base = self.holder.hold(
+            arena, "arena", c"f" if self.single else c"d", program.arena_size, True)
+        self.routines = {}
         for i in range(2):
             self.tuners[i] = new_tuner()
 
     def run(self, routine, data, target, order, *, weights=None, losses=None, out=None, control=None):
         """Run `routine` over the rows of `data` (see the executor protocol in fastae.executor)."""
         check_run(routine, data, target, order, weights, out)
-        cdef Py_ssize_t rows = len(data) if order is None else len(order)
+        cdef Py_ssize_t given = len(data), rows = given if order is None else len(order)
+        cdef Py_ssize_t batches = (rows + self.batch - 1) // self.batch
         cdef Py_ssize_t parts = (
-            team_size(routine, rows, self.program.batch_size, WORTH_A_THREAD)
+            team_size(routine, rows, self.batch, WORTH_A_THREAD)
             if self.n_threads is None else self.n_threads)
         cdef Tuner* tuner = NULL
         if parts > 1 and self.n_threads is None:
             tuner = &self.tuners[routine.trains]
-            if alone(tuner, -(-rows // self.program.batch_size)):
+            if alone(tuner, batches):
                 parts = 1
-        cdef Run run = Run(parts, self.single)
+        cdef Run run = Run(self._prepared(routine, rows % self.batch), parts, self.single)
         cdef Job* job = &run.job
-        cdef str kind = "f" if self.single else "d"
-        job.batch = self.program.batch_size
+        cdef char kind = c"f" if self.single else c"d"
         job.rows = rows
-        job.arena = run.hold(self.arena, "arena", kind, self.program.arena_size, True)
-        code = self._code(routine, job.batch)
-        tail = self._code(routine, job.rows % job.batch) if job.rows % job.batch else None
-        job.code = <const int64_t*>run.hold(code, "code", "lq", 0, False)
-        job.tail_code = <const int64_t*>run.hold(tail, "code", "lq", 0, False)
-        job.instructions, job.width = code.shape
-        job.check = routine.check
-        job.input_offset, job.input_columns = routine.input.offset, data.shape[1]
-        job.data = <const char*>run.hold(data, "data", kind, len(data) * job.input_columns, False)
-        job.order = <const int64_t*>run.hold(order, "order", "lq", job.rows, False)
-        if target is not None:
-            job.target_offset, job.target_columns = routine.target.offset, target.shape[1]
-            job.target = <const char*>run.hold(
-                target, "target", kind, len(target) * job.target_columns, False)
-        if weights is not None:
-            job.weight_offset = routine.weight.offset
-            job.weights = <const char*>run.hold(weights, "weights", kind, len(data), False)
-        if out is not None:
-            job.output_offset, job.output_columns = routine.output.offset, out.shape[1]
-            job.out = <char*>run.hold(out, "out", kind, job.rows * job.output_columns, True)
-        if routine.loss is not None:
-            job.loss_offset = routine.loss.offset
-        job.losses = <double*>run.hold(losses, "losses", "d", -(-job.rows // job.batch), True)
-        job.control = <int64_t*>run.hold(control, "control", "lq", 8, True)
+        job.arena = self.base
+        job.data = <const char*>run.hold(data, "data", kind, given * job.input_columns, False)
+        job.order = <const int64_t*>run.hold(order, "order", c"q", rows, False)
+        job.target = <const char*>run.hold(target, "target", kind, given * job.target_columns, False)
+        job.weights = <const char*>run.hold(weights, "weights", kind, given, False)
+        job.out = <char*>run.hold(out, "out", kind, rows * job.output_columns, True)
+        job.losses = <double*>run.hold(losses, "losses", c"d", batches, True)
+        job.control = <int64_t*>run.hold(control, "control", c"q", 8, True)
         if job.control == NULL:
             job.control = run.own_control
         job.control[1], job.control[2] = 0, -1
-        job.trains = routine.trains
         job.tuner = tuner
         if tuner != NULL:
             job.alone_from = -1 if tuner.team else 0
@@ -1072,15 +1096,15 @@ cdef class Executor:
         for thread in team:
             thread.join()
 
-    cdef object _code(self, routine, Py_ssize_t rows):
-        key = (id(routine), rows)
-        found = self.codes.get(key)
+    cdef Prepared _prepared(self, routine, Py_ssize_t tail):
+        """What runs of a routine have in common whose last batch has `tail` rows, 0 for a whole one."""
+        key = (id(routine), tail)
+        found = self.routines.get(key)
         if found is None:
-            if len(self.codes) >= 64:  # schedules bring a new routine for each rate
-                self.codes.clear()
-            # the routine too: its id must stay its own
-            found = self.codes[key] = (routine.encode(rows), routine)
-        return found[0]
+            if len(self.routines) >= 64:  # schedules bring a new routine for each rate
+                self.routines.clear()
+            found = self.routines[key] = Prepared(routine, self.batch, tail)
+        return found
 
 
 # -- what Python calls ---------------------------------------------------------------------------
