@@ -19,7 +19,7 @@ from fastae.kernels.table import KERNELS, Array
 if TYPE_CHECKING:
     from fastae.program import Program, Routine, Slot
 
-__all__ = ["PythonExecutor", "check_run", "processors", "processors_present", "team_size"]
+__all__ = ["PythonExecutor", "check_run", "processors", "processors_present", "team_of_rows", "team_size"]
 
 Call = tuple[Callable[..., None], tuple[Any, ...]]
 
@@ -76,6 +76,15 @@ def team_size(routine: Routine, rows: int, batch_size: int, grain: float) -> int
     if flops < 2 * grain or flops * (rows / batch_size) < _LEAST_RUN:
         return 1
     return min(processors(), int(flops / grain))
+
+
+def team_of_rows(routine: Routine, rows: int) -> int:
+    """Choose the number of threads of a run where each thread takes rows of its own, as `team_size` does.
+
+    They do not wait for each other: a second one pays as soon as it brings more than its start takes.
+    """
+    flops = routine.work / routine.capacity * rows
+    return 1 if flops < _LEAST_RUN else min(processors(), int(flops / (_LEAST_RUN / 2)))
 
 
 def check_run(

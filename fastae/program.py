@@ -532,6 +532,29 @@ class Program:
         routines = {name: losing.get((name, False, False), r) for name, r in self.routines.items()}
         return replace(self, optimizer=optimizer, losing=losing, routines=routines)
 
+    def moved(self, routine: Routine, lasting: int, rest: int) -> Routine:
+        """Return a routine that infers with its parameters and all else so many elements further on.
+
+        So several threads can run it at once, with the same parameters, each on rows of its own.
+        """
+        places = [(slot.offset, slot.offset + slot.size) for slot in self.parameters]
+
+        def place(slot: Slot) -> Slot:
+            lasts = slot.index or any(start <= slot.offset < end for start, end in places)
+            return replace(slot, offset=slot.offset + (lasting if lasts else rest))
+
+        assert routine.target is routine.weight is routine.loss is None
+        assert routine.output is not None
+        return replace(
+            routine,
+            instructions=tuple(
+                replace(i, operands=tuple(place(o) if isinstance(o, Slot) else o for o in i.operands))
+                for i in routine.instructions
+            ),
+            input=place(routine.input),
+            output=place(routine.output),
+        )
+
     def new_arena(self) -> npt.NDArray[Any]:
         """Return a zeroed arena, (arena_size,) of the Program's dtype, on a 64-byte boundary."""
         block = np.zeros(self.arena_size * self.dtype.itemsize + ALIGNMENT, np.uint8)

@@ -18,8 +18,9 @@ from cpython.buffer cimport (
 )
 
 import threading
+from contextlib import suppress
 
-from fastae.executor import check_run, team_size
+from fastae.executor import check_run, team_of_rows, team_size
 
 cdef extern from "kernels.h" nogil:
     const int VECTOR_BYTES, TILE_COLUMNS, DOT_ROWS
@@ -904,6 +905,13 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
         batch += 1
 
 
+cdef void run_part(Job* job, bint single, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    if single:
+        run_batches(job, <float*>job.arena, part, parts)
+    else:
+        run_batches(job, <double*>job.arena, part, parts)
+
+
 cdef int READABLE = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT
 
 
@@ -940,11 +948,10 @@ cdef class Prepared(Holder):
     """What the runs of a routine have in common: a job without data."""
 
     cdef Job job
-    cdef object routine  # kept, for it is known by its id
+    cdef object routine  # that it was asked for: kept, for it is known by its id
 
     def __cinit__(self, routine, Py_ssize_t batch, Py_ssize_t tail):
         cdef Job* job = &self.job
-        self.routine = routine
         code = routine.encode(batch)
         job.code = <const int64_t*>self.hold(code, "code", c"q", 0, False)
         job.tail_code = <const int64_t*>self.hold(
@@ -966,6 +973,8 @@ cdef class Run(Holder):
     """One run: its job, and the buffers held as long as any thread may use them."""
 
     cdef Job job
+    cdef Job* shares  # NULL where all share each instruction, else one for each thread, with rows of its own
+    cdef tuple prepared
     cdef Seat start  # 0 until it is decided whether all threads are there
     cdef bint complete
     cdef void* room
@@ -975,6 +984,7 @@ cdef class Run(Holder):
 
     def __cinit__(self, Prepared prepared, Py_ssize_t parts, bint single):
         self.job = prepared.job
+        self.prepared = (prepared,)
         self.parts, self.single = parts, single
         self.room = PyMem_Calloc(parts + 1, sizeof(Seat))
         if self.room == NULL:
@@ -983,6 +993,29 @@ cdef class Run(Holder):
 
     def __dealloc__(self):
         PyMem_Free(self.room)
+        PyMem_Free(self.shares)
+
+    cdef int divide(self, tuple prepared) except -1:
+        """Give each thread whole batches of its own, which it computes where its job says."""
+        cdef Py_ssize_t itemsize = 4 if self.single else 8, batch = self.job.batch, part, first
+        cdef Py_ssize_t batches = (self.job.rows + batch - 1) // batch
+        cdef Job* job
+        cdef Job* own
+        self.prepared = prepared
+        self.shares = <Job*>PyMem_Calloc(self.parts, sizeof(Job) + sizeof(self.own_control))
+        if self.shares == NULL:
+            raise MemoryError
+        for part in range(self.parts):
+            job, own = &self.shares[part], &(<Prepared>prepared[part]).job
+            first = share(batches, part, self.parts) * batch
+            job[0] = self.job
+            job.rows = min(share(batches, part + 1, self.parts) * batch, self.job.rows) - first
+            job.data += first * job.input_columns * itemsize
+            job.out += first * job.output_columns * itemsize
+            job.arena, job.code, job.tail_code = own.arena, own.code, own.tail_code
+            job.input_offset, job.output_offset = own.input_offset, own.output_offset
+            job.control = <int64_t*>(self.shares + self.parts) + 8 * part
+        return 0
 
     def enter(self, Py_ssize_t part):
         """Take part, as one thread of the team; part 0 lets the others begin."""
@@ -995,10 +1028,11 @@ cdef class Run(Holder):
                 wait_for(&self.start, 1)
             if self.complete:
                 before = flush_denormals()
-                if self.single:
-                    run_batches(&self.job, <float*>self.job.arena, part, self.parts)
+                if self.shares != NULL:
+                    move_apart(self.job.seats, part, self.parts)
+                    run_part(&self.shares[part], self.single, 0, 1)
                 else:
-                    run_batches(&self.job, <double*>self.job.arena, part, self.parts)
+                    run_part(&self.job, self.single, part, self.parts)
                 restore_denormals(before)
                 if part == 0:
                     self.job.over = True
@@ -1007,6 +1041,12 @@ cdef class Run(Holder):
     def send_home(self):
         """Let the threads that have been started end: the run does not take place."""
         tell(&self.start, 1)
+
+    def stop(self):
+        """Let threads that have rows of their own end after the batch at hand."""
+        cdef Py_ssize_t part
+        for part in range(self.parts if self.shares != NULL else 0):
+            self.shares[part].control[0] = 1
 
 
 #: FLOPs of a batch that are worth a thread.
@@ -1023,8 +1063,9 @@ cdef class Executor:
     arena : ndarray of shape (program.arena_size,)
         The memory it runs in; kept alive by the executor.
     n_threads : int or None
-        Threads that share each instruction, at least 1; None: chosen for each run by its work, and while it
-        runs by what is measured to be faster, the team or one thread. The bits are the same for any number.
+        Threads that share each instruction or, in inference of several batches, the batches; at least 1.
+        None: chosen for each run by its work and, where they share instructions, while it runs by what is
+        measured to be faster, the team or one thread. The bits are the same for any number.
 
     Raises
     ------
@@ -1036,7 +1077,7 @@ cdef class Executor:
     cdef bint single
     cdef Holder holder
     cdef void* base  # of the arena
-    cdef dict routines
+    cdef dict routines, rooms
     cdef Py_ssize_t pad, batch
     cdef Tuner[2] tuners  # of routines that train, and of others
 
@@ -1053,6 +1094,7 @@ cdef class Executor:
         self.base = self.holder.hold(
             arena, "arena", c"f" if self.single else c"d", program.arena_size, True)
         self.routines = {}
+        self.rooms = {}  # where a thread other than the first computes batches of its own
         for i in range(2):
             self.tuners[i] = new_tuner()
 
@@ -1061,19 +1103,27 @@ cdef class Executor:
         check_run(routine, data, target, order, weights, out)
         cdef Py_ssize_t given = len(data), rows = given if order is None else len(order)
         cdef Py_ssize_t batches = (rows + self.batch - 1) // self.batch
-        cdef Py_ssize_t parts = (
-            team_size(routine, rows, self.batch, WORTH_A_THREAD)
-            if self.n_threads is None else self.n_threads)
+        cdef Py_ssize_t tail = rows % self.batch
+        cdef Py_ssize_t parts
+        # Batches that nothing passes on between are not worth a barrier.
+        cdef bint apart = (batches > 1 and out is not None and not routine.trains and target is None
+                           and order is None and losses is None and control is None)
+        if self.n_threads is None:
+            parts = (team_of_rows(routine, rows) if apart
+                     else team_size(routine, rows, self.batch, WORTH_A_THREAD))
+        else:
+            parts = self.n_threads
+        if apart:
+            parts = min(parts, batches)
         cdef Tuner* tuner = NULL
-        if parts > 1 and self.n_threads is None:
+        if parts > 1 and self.n_threads is None and not apart:
             tuner = &self.tuners[routine.trains]
             if alone(tuner, batches):
                 parts = 1
-        cdef Run run = Run(self._prepared(routine, rows % self.batch), parts, self.single)
+        cdef Run run = Run(self._prepared(routine, tail, 0), parts, self.single)
         cdef Job* job = &run.job
         cdef char kind = c"f" if self.single else c"d"
         job.rows = rows
-        job.arena = self.base
         job.data = <const char*>run.hold(data, "data", kind, given * job.input_columns, False)
         job.order = <const int64_t*>run.hold(order, "order", c"q", rows, False)
         job.target = <const char*>run.hold(target, "target", kind, given * job.target_columns, False)
@@ -1089,6 +1139,8 @@ cdef class Executor:
             job.alone_from = -1 if tuner.team else 0
             tuner.last = seconds()
         job.pad = self.pad
+        if apart and parts > 1:
+            run.divide(tuple([self._prepared(routine, tail, part) for part in range(parts)]))
         team = [threading.Thread(target=run.enter, args=(part,)) for part in range(1, parts)]
         try:
             for thread in team:
@@ -1096,18 +1148,42 @@ cdef class Executor:
         except BaseException:
             run.send_home()
             raise
-        run.enter(0)
-        for thread in team:
-            thread.join()
+        try:
+            run.enter(0)
+            for thread in team:
+                thread.join()
+        except BaseException:  # an interrupt, passed on when nobody writes any more
+            run.stop()
+            while any([thread.is_alive() for thread in team]):
+                with suppress(KeyboardInterrupt):
+                    for thread in team:
+                        thread.join()
+            raise
 
-    cdef Prepared _prepared(self, routine, Py_ssize_t tail):
-        """What runs of a routine have in common whose last batch has `tail` rows, 0 for a whole one."""
-        key = (id(routine), tail)
+    cdef Prepared _prepared(self, routine, Py_ssize_t tail, Py_ssize_t part):
+        """What runs of a routine have in common whose last batch has `tail` rows, 0 for a whole one.
+
+        Part 0 computes in the arena. Another one reads there what lasts and has a room for all else.
+        """
+        cdef Prepared found
+        cdef uintptr_t arena = <uintptr_t>self.base, room = arena, base
+        key = (id(routine), tail, part)
         found = self.routines.get(key)
         if found is None:
             if len(self.routines) >= 64:  # schedules bring a new routine for each rate
                 self.routines.clear()
-            found = self.routines[key] = Prepared(routine, self.batch, tail)
+            if part > 0:
+                if part not in self.rooms:
+                    self.rooms[part] = self.program.new_arena()
+                room = self.rooms[part].ctypes.data
+            base = min(arena, room)  # offsets are not negative
+            itemsize = 64 // self.pad
+            moved = routine if part == 0 else self.program.moved(
+                routine, (arena - base) // itemsize, (room - base) // itemsize)
+            found = Prepared(moved, self.batch, tail)
+            found.routine = routine
+            found.job.arena = <void*>base
+            self.routines[key] = found
         return found
 
 
