@@ -1,4 +1,4 @@
-"""AutoEncNet reconstructs 1 and 1000 rows: by ``Trainer.reconstruct``, and as a plan in C and in Numba."""
+"""Inference of 1 row, of 1000 and of a stream: by a Trainer, as a plan in C and in Numba, by PyTorch."""
 
 import ctypes
 
@@ -10,9 +10,13 @@ from fastae import backend
 
 from . import contenders
 from .kernel_cases import assert_close
-from .machine import instruction_set
+from .machine import instruction_set, unavailable
+from .summary import TORCH
 
 pytestmark = pytest.mark.benchmark(max_time=0.3)
+
+#: Rows of a stream: arrays of 157 MB, which no cache holds.
+MANY = 50_000
 
 
 @pytest.mark.parametrize("rows", [1, 1000])
@@ -34,6 +38,80 @@ def test_reconstruct(rows, backend_name, module, dtype, measure):
         instruction_set=instruction_set(module),
         rounds=(1 if rows > 1 else 5) if backend_name == "scalar" else None,
         warm_up=backend_name != "scalar",
+    )
+
+
+def quark(backend, n_threads=1):
+    """The problem of the small network with its trainer."""
+    problem = contenders.problem("quark_mlp")
+    options = {"backend": backend, "dtype": "float32", "n_threads": n_threads}
+    trainer = fastae.Trainer.from_recipe(problem.net, **options)
+    trainer.set_weights(problem.weights)
+    return problem, trainer
+
+
+@pytest.mark.parametrize("part", ["encode", "decode", "reconstruct"])
+def test_one_row_of_quark_mlp(part, backend_name, module, measure):
+    """What a service pays that answers a row at a time: mostly the call itself."""
+    problem, trainer = quark(backend_name)
+    row = problem.images[:1].astype("float32")
+    expected = trainer.reconstruct(np.repeat(row, 5, axis=0))[:1]
+    given = trainer.encode(row) if part == "decode" else row
+    assert_close(trainer.decode(trainer.encode(row)), expected, "float32", backend_name)
+    measure(
+        getattr(trainer, part),
+        (given,),
+        group=f"{part} 1 row, quark_mlp",
+        backend=backend_name,
+        dtype="float32",
+        instruction_set=instruction_set(module),
+        rounds=5 if backend_name == "scalar" else None,
+    )
+
+
+def test_one_row_of_quark_mlp_by_torch(measure):
+    """A call of the module on a tensor that is there already, which is the least its user pays."""
+    if TORCH in unavailable():
+        pytest.skip(unavailable()[TORCH])
+    import torch
+
+    problem, trainer = quark("numpy")
+    row = problem.images[:1].astype("float32")
+    contender = contenders.TorchEager(problem, "float32")
+    assert_close(contender.infer(row), trainer.reconstruct(row), "float32", TORCH)
+    net, tensor = contender.forward.eval(), torch.from_numpy(row)
+
+    def call():
+        with torch.inference_mode():
+            return net(tensor)
+
+    measure(call, group="reconstruct 1 row, quark_mlp", backend=TORCH, dtype="float32")
+
+
+@pytest.mark.parametrize("source", ["memory", "mapped file"])
+@pytest.mark.parametrize("n_threads", [1, None])
+def test_stream(n_threads, source, backend_name, module, tmp_path, measure):
+    """Rows that come from memory and go there; one copy of them takes 0.2 us a row."""
+    if backend_name == "scalar":
+        pytest.skip("50,000 rows take it minutes")
+    problem, trainer = quark(backend_name, n_threads)
+    images = problem.images.astype("float32")
+    rows = np.tile(images, (-(-MANY // len(images)), 1))[:MANY]
+    if source != "memory":
+        rows.tofile(tmp_path / "rows")
+        rows = np.memmap(tmp_path / "rows", "float32", "r", shape=rows.shape)
+    out = np.full(rows.shape, np.nan, "float32")
+    trainer.reconstruct(rows, out)
+    assert_close(out[-5:], trainer.reconstruct(np.array(rows[-5:])), "float32", backend_name)
+    measure(
+        trainer.reconstruct,
+        (rows, out),
+        group=f"stream of {MANY} rows, quark_mlp, {source}",
+        backend=f"{backend_name}, {'1 thread' if n_threads else 'threads as chosen'}",
+        dtype="float32",
+        **problem.cost("float32", rows=MANY),
+        instruction_set=instruction_set(module),
+        rounds=5,
     )
 
 

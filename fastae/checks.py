@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from fastae.layers import real_number
 from fastae.losses import Loss
 from fastae.network import Network
 
-__all__ = ["Checks", "Rows", "all_finite", "integer", "real_dtype", "within"]
+__all__ = ["Checks", "Rows", "all_finite", "integer", "matrix", "real_dtype", "within"]
 
 Array = npt.NDArray[Any]
 
@@ -88,6 +89,21 @@ def within(name: str, rows: Array, low: float, high: float, why: str = "") -> No
         raise ValueError(f"{name}: expected {expected}, given {part[at]} in row {row}, column {column}")
 
 
+def matrix(array: Array) -> Array:
+    """View a C-contiguous array of one or more rows as a matrix, a row for each of its rows."""
+    plain = array if type(array) is np.ndarray else array.view(np.ndarray)
+    return plain if plain.ndim == 2 else plain.reshape(len(plain), -1)
+
+
+@cache
+def _row_shapes(shape: tuple[int, ...]) -> dict[tuple[int, ...], None]:
+    """List the shapes that a row of this shape may be given in."""
+    known = dict.fromkeys([shape, (math.prod(shape),)])
+    if len(shape) == 3 and shape[0] == 1:  # images of one channel need not say so
+        known[shape[1:]] = None
+    return known
+
+
 class Checks:
     """What the arrays given to a trainer must be; each check gives a view or raises an error.
 
@@ -110,16 +126,14 @@ class Checks:
 
     def rows(self, name: str, X: Any, shape: tuple[int, ...], *, finite: bool = True) -> Array:
         """Return X as a matrix, a row for each of its rows, by a view."""
-        X = self._array(name, X)
+        if type(X) is not np.ndarray:
+            X = self._array(name, X)
         if X.dtype != self.dtype:
             raise TypeError(
                 f"{name}: expected dtype {self.dtype}, as the trainer has, given {X.dtype}; "
                 f"{name}.astype({self.dtype.name!r}) converts it"
             )
-        width = math.prod(shape)
-        known = dict.fromkeys([shape, (width,)])
-        if len(shape) == 3 and shape[0] == 1:  # images of one channel need not say so
-            known[shape[1:]] = None
+        known = _row_shapes(shape)
         if X.shape[1:] not in known:
             shaped = " or ".join(f"(N, {', '.join(map(str, row))})" for row in known)
             where = (
@@ -128,12 +142,13 @@ class Checks:
             raise ValueError(f"{name}: expected shape {shaped}, given {X.shape}{where}")
         if not len(X):
             raise ValueError(f"{name}: expected one or more rows, given shape {X.shape}")
-        if not (X.flags.c_contiguous and X.flags.aligned):
+        flags = X.flags
+        if not (flags.c_contiguous and flags.aligned):
             raise ValueError(
                 f"{name}: expected a C-contiguous, aligned array, given strides {X.strides}; "
                 f"numpy.ascontiguousarray makes one"
             )
-        rows = X.view(np.ndarray).reshape(len(X), width)
+        rows = matrix(X)
         if finite:
             within(name, rows, -math.inf, math.inf)
         return rows
@@ -233,12 +248,14 @@ class Checks:
         """Return `out`, or a new array where it is None."""
         if out is None:
             return np.empty(shape, self.dtype)
-        out = self._array("out", out)
+        if type(out) is not np.ndarray:
+            out = self._array("out", out)
         if out.dtype != self.dtype:
             raise TypeError(f"out: expected dtype {self.dtype}, as the trainer has, given {out.dtype}")
         if out.shape != shape:
             raise ValueError(f"out: expected shape {shape}, given {out.shape}")
-        if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        flags = out.flags
+        if not (flags.c_contiguous and flags.aligned and flags.writeable):
             raise ValueError("out: expected a C-contiguous, aligned, writable array, given one that is not")
         if np.may_share_memory(out, source):  # exact: both are contiguous
             raise ValueError("out: expected memory of its own, given an array that overlaps the input")

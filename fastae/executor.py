@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from fastae.kernels.table import KERNELS, Array
 if TYPE_CHECKING:
     from fastae.program import Program, Routine, Slot
 
-__all__ = ["PythonExecutor", "check_run", "processors", "processors_present", "team_size"]
+__all__ = ["PythonExecutor", "check_run", "processors", "processors_present", "team_of_rows", "team_size"]
 
 Call = tuple[Callable[..., None], tuple[Any, ...]]
 
@@ -78,6 +78,15 @@ def team_size(routine: Routine, rows: int, batch_size: int, grain: float) -> int
     return min(processors(), int(flops / grain))
 
 
+def team_of_rows(routine: Routine, rows: int) -> int:
+    """Choose the number of threads of a run where each thread takes rows of its own, as `team_size` does.
+
+    They do not wait for each other: a second one pays as soon as it brings more than its start takes.
+    """
+    flops = routine.work / routine.capacity * rows
+    return 1 if flops < _LEAST_RUN else min(processors(), int(flops / (_LEAST_RUN / 2)))
+
+
 def check_run(
     routine: Routine,
     data: np.ndarray,
@@ -99,27 +108,37 @@ def check_run(
         When an array has another width than its slot or another length than it must have, when a target is
         missing or one too many, or when a row of the order is not in the data.
     """
-    rows = len(data) if order is None else len(order)
-    for name, array, slot, length in (
-        ("data", data, routine.input, len(data)),
-        ("target", target, routine.target, len(data)),
-        ("weights", weights, routine.weight, len(data)),
-        ("out", out, routine.output, rows),
-    ):
-        if array is None:
-            if name == "target" and slot is not None:
-                raise ValueError(f"target: expected an array, which this {routine.name} reads; given None")
-            continue
-        if slot is None:
-            if name == "out":
-                continue
-            raise ValueError(f"{name}: expected None, as {routine.name} reads none; given an array")
-        expected = (length,) if name == "weights" else (length, math.prod(slot.shape[1:]))
-        if array.shape != expected:
-            raise ValueError(f"{name}: expected shape {expected}, given {array.shape}")
-    if order is not None and rows and (order.min() < 0 or order.max() >= len(data)):
+    n = len(data)
+    rows = n if order is None else len(order)
+    if data.shape != (n, routine.input.columns):
+        _refuse_shape("data", data, (n, routine.input.columns))
+    if target is not None:
+        columns = _read("target", routine, routine.target).columns
+        if target.shape != (n, columns):
+            _refuse_shape("target", target, (n, columns))
+    elif routine.target is not None:
+        raise ValueError(f"target: expected an array, which this {routine.name} reads; given None")
+    if weights is not None:
+        _read("weights", routine, routine.weight)
+        if weights.shape != (n,):
+            _refuse_shape("weights", weights, (n,))
+    slot = routine.output
+    if out is not None and slot is not None and out.shape != (rows, slot.columns):
+        _refuse_shape("out", out, (rows, slot.columns))
+    if order is not None and rows and (order.min() < 0 or order.max() >= n):
         given = f"{order.min()} to {order.max()}"
-        raise ValueError(f"order: expected rows from 0 to {len(data) - 1}, given {given}")
+        raise ValueError(f"order: expected rows from 0 to {n - 1}, given {given}")
+
+
+def _read(name: str, routine: Routine, slot: Slot | None) -> Slot:
+    """Return the slot where a routine has an array's rows."""
+    if slot is None:
+        raise ValueError(f"{name}: expected None, as {routine.name} reads none; given an array")
+    return slot
+
+
+def _refuse_shape(name: str, array: np.ndarray, expected: tuple[int, ...]) -> NoReturn:
+    raise ValueError(f"{name}: expected shape {expected}, given {array.shape}")
 
 
 class _Bound(NamedTuple):
@@ -169,7 +188,7 @@ class PythonExecutor:
 
     def _rows(self, slot: Slot, rows: int) -> np.ndarray:
         """First `rows` rows of a batched slot as a matrix."""
-        width = math.prod(slot.shape[1:])
+        width = slot.columns
         return self._arena[slot.offset : slot.offset + rows * width].reshape(rows, width)
 
     def _bind(self, routine: Routine, rows: int) -> _Bound:

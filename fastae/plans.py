@@ -186,7 +186,7 @@ def _sealed(block: bytes) -> bytes:
 
 def _place(slot: Slot | None) -> tuple[int, int]:
     """Offset and columns of a matrix of the batch."""
-    return (0, 0) if slot is None else (slot.offset, math.prod(slot.shape[1:]))
+    return (0, 0) if slot is None else (slot.offset, slot.columns)
 
 
 def _code(routine: Routine) -> npt.NDArray[np.int64]:

@@ -101,6 +101,11 @@ class Slot:
         """Elements from the first to the end of the last row, padding and last block included."""
         return -(-self.shape[0] // self.lanes) * self.lanes * self.stride
 
+    @cached_property
+    def columns(self) -> int:
+        """Elements of a row."""
+        return math.prod(self.shape[1:])
+
     def __str__(self) -> str:
         return f"{self.name}[{','.join(map(str, self.shape))}]"
 
@@ -257,7 +262,7 @@ class Routine:
         """Floating-point operations of a full batch."""
         return self.flops()
 
-    @property
+    @cached_property
     def capacity(self) -> int:
         """Most rows of one batch."""
         return self.input.shape[0]
@@ -543,18 +548,19 @@ class Program:
             When there is no such routine, or the output and the input differ in shape and the
             target is to be the input.
         """
-        known = dict.fromkeys([*(key[0] for key in self.losing), *self.routines])
-        if name not in known:
-            raise ValueError(f"routine must be one of {', '.join(known)}; got {name!r}")
-        if (name, True, weighted) not in self.losing:
-            return self.routines[name]
-        if (name, own_target, weighted) not in self.losing:
+        found = self.losing.get((name, own_target, weighted))
+        if found is not None:
+            return found
+        if (name, True, weighted) in self.losing:
             shapes = f"output {self.network.output_shape}, input {self.network.input_shape}"
             raise ValueError(
                 f"target must be given where the output has another shape than the input: {shapes}; "
                 f"{self.network.trace()}"
             )
-        return self.losing[name, own_target, weighted]
+        if name not in self.routines:
+            known = dict.fromkeys([*(key[0] for key in self.losing), *self.routines])
+            raise ValueError(f"routine must be one of {', '.join(known)}; got {name!r}")
+        return self.routines[name]
 
     def with_learning_rate(self, learning_rate: float) -> Program:
         """Return the same Program with another learning rate.
@@ -582,6 +588,29 @@ class Program:
         }
         routines = {name: losing.get((name, False, False), r) for name, r in self.routines.items()}
         return replace(self, optimizer=optimizer, losing=losing, routines=routines)
+
+    def moved(self, routine: Routine, lasting: int, rest: int) -> Routine:
+        """Return a routine that infers with its parameters and all else so many elements further on.
+
+        So several threads can run it at once, with the same parameters, each on rows of its own.
+        """
+        places = [(slot.offset, slot.offset + slot.size) for slot in self.parameters]
+
+        def place(slot: Slot) -> Slot:
+            lasts = slot.index or any(start <= slot.offset < end for start, end in places)
+            return replace(slot, offset=slot.offset + (lasting if lasts else rest))
+
+        assert routine.target is routine.weight is routine.loss is None
+        assert routine.output is not None
+        return replace(
+            routine,
+            instructions=tuple(
+                replace(i, operands=tuple(place(o) if isinstance(o, Slot) else o for o in i.operands))
+                for i in routine.instructions
+            ),
+            input=place(routine.input),
+            output=place(routine.output),
+        )
 
     def new_arena(self) -> npt.NDArray[Any]:
         """Return a zeroed arena, (arena_size,) of the Program's dtype, on a 64-byte boundary."""

@@ -37,7 +37,7 @@ import numpy.typing as npt
 from fastae import backend as backends
 from fastae import losses, optimizers, persistence
 from fastae.callbacks import Callback, Progress
-from fastae.checks import Checks, Rows, integer, real_dtype
+from fastae.checks import Checks, Rows, integer, matrix, real_dtype
 from fastae.engine import Engine, Snapshot
 from fastae.fitting import Fit, Order, Plan, Position, combine
 from fastae.history import DivergenceError, History
@@ -145,6 +145,11 @@ class Trainer:
             raise TypeError(f"noise: expected GaussianNoise, MaskingNoise or None, given {noise!r:.50}")
         self.noise: Final = noise
         self._checks: Final = Checks(net, self.loss, self.dtype, self.batch_size)
+        self._inference: Final = {
+            "encode": ("X", net.input_shape, net.code_shape),
+            "decode": ("Z", net.code_shape, net.output_shape),
+            "reconstruct": ("X", net.input_shape, net.output_shape),
+        }
         self.history = History()
 
         # Another stream than that of the weights, which are those of net.initial_weights(seed).
@@ -325,15 +330,15 @@ class Trainer:
         TypeError, ValueError
             When an array is not as stated; nothing was written then.
         """
-        return self._infer("encode", "X", X, self.net.input_shape, self.net.code_shape, out)
+        return self._infer("encode", X, out)
 
     def decode(self, Z: Array, out: Array | None = None) -> Array:
         """Compute the outputs for the codes Z, (N, *code_shape); otherwise as `encode`."""
-        return self._infer("decode", "Z", Z, self.net.code_shape, self.net.output_shape, out)
+        return self._infer("decode", Z, out)
 
     def reconstruct(self, X: Array, out: Array | None = None) -> Array:
         """Compute the outputs for the rows of X, (N, *output_shape); otherwise as `encode`."""
-        return self._infer("reconstruct", "X", X, self.net.input_shape, self.net.output_shape, out)
+        return self._infer("reconstruct", X, out)
 
     def evaluate(
         self, X: Array, target: Array | None = None, sample_weight: npt.ArrayLike | None = None
@@ -601,13 +606,17 @@ class Trainer:
     def _exclusive(self) -> Iterator[None]:
         """Give the right to use weights and arena, one call at a time."""
         with self._lock:
-            if self._watching:
-                raise RuntimeError("the trainer is at work: use it in on_epoch_end, not in on_progress")
-            if self._job is not None:  # left behind by a second Ctrl-C, and told to stop
-                while not self._job.wait(_POLL):
-                    pass
-                self._job = None
+            self._at_rest()
             yield
+
+    def _at_rest(self) -> None:
+        """See that nothing uses weights and arena but the thread that holds the lock."""
+        if self._watching:
+            raise RuntimeError("the trainer is at work: use it in on_epoch_end, not in on_progress")
+        if self._job is not None:  # left behind by a second Ctrl-C, and told to stop
+            while not self._job.wait(_POLL):
+                pass
+            self._job = None
 
     def _engine(self) -> Engine:
         """Find or make the engine of the backend in effect, and have it hold the weights."""
@@ -649,21 +658,14 @@ class Trainer:
                 f"the last of which has {smallest}; use another batch_size or another number of rows"
             )
 
-    def _infer(
-        self,
-        name: str,
-        argument: str,
-        X: Any,
-        shape: tuple[int, ...],
-        output_shape: tuple[int, ...],
-        out: Array | None,
-    ) -> Array:
-        with self._exclusive():
+    def _infer(self, name: str, X: Any, out: Array | None) -> Array:
+        argument, shape, output_shape = self._inference[name]
+        with self._lock:  # as _exclusive, which costs as much as a small network on one row
+            self._at_rest()
             data = self._checks.rows(argument, X, shape, finite=False)
             out = self._checks.out(out, (len(data), *output_shape), data)
             engine = self._engine()
-            flat = out.view(np.ndarray).reshape(len(data), -1)
-            engine.executor.run(engine.program.routine(name), data, None, None, out=flat)
+            engine.executor.run(engine.program.routines[name], data, None, None, out=matrix(out))
             return out
 
     def _evaluate(

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 import fastae
 from fastae import backend as backends
-from fastae.executor import processors, processors_present, team_size
+from fastae.executor import processors, processors_present, team_of_rows, team_size
 from fastae.kernels.table import ACTIVATIONS, KERNELS
 from fastae.layers import Activation, BatchNorm, Dense, Dropout, Parallel, Subsample
 from fastae.lowering import lower
@@ -160,6 +161,9 @@ def test_threads_are_chosen_by_the_work(monkeypatch):
     assert team_size(routine, many, 32, routine.work / 1.9) == 1
     assert team_size(routine, 8, 32, grain) == 1  # a quarter of a batch
     assert team_size(routine, 32, 32, grain) == 1  # a batch alone
+    infers = program.routine("reconstruct")
+    a_share = int(1e7 / infers.work * 32) + 1  # rows
+    assert [team_of_rows(infers, n * a_share) for n in (1, 2, 3, 100)] == [1, 2, 3, 8]
     monkeypatch.setenv("FASTAE_NUM_THREADS", "1")
     assert team_size(routine, many, 32, grain) == 1
     monkeypatch.delenv("FASTAE_NUM_THREADS")
@@ -206,6 +210,57 @@ def test_what_lies_in_the_arena_does_not_matter_to_normalised_and_long_rows(name
     clean = run(module, net, x, 1, batch_size=20, optimizer=optimizer)
     for n_threads in (1, 3):
         assert run(module, net, x, n_threads, batch_size=20, optimizer=optimizer, poison=True) == clean
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("system", list(fastae.models.MODELS))
+def test_threads_that_take_rows_of_their_own_change_no_bit(system, dtype):
+    net = fastae.models.MODELS[system]()
+    x = np.random.default_rng(3).random((5 * 16 + 3, *net.input_shape)).astype(dtype)
+    one, *several = (
+        fastae.Trainer(net, batch_size=16, backend="cython", dtype=dtype, n_threads=n, seed=1)
+        for n in (1, 2, 3, 100)
+    )
+    other = net.initial_weights(2)
+    for _ in range(2):  # the second time with other weights, which all threads must see
+        codes, output = one.encode(x), one.reconstruct(x)
+        for trainer in several:
+            for call, given, expected in (
+                (trainer.encode, x, codes),
+                (trainer.decode, codes, output),
+                (trainer.reconstruct, x, output),
+            ):
+                found = call(given, out=np.full_like(expected, np.nan))
+                assert found.tobytes() == expected.tobytes()
+        for trainer in (one, *several):
+            trainer.set_weights(other)
+
+
+def test_an_interrupt_leaves_no_thread_that_writes(monkeypatch):
+    started = []
+
+    class Interrupted(threading.Thread):
+        def start(self):
+            started.append(self)
+            super().start()
+
+        def join(self, timeout=None):
+            if not hasattr(self, "asked"):
+                self.asked = True
+                raise KeyboardInterrupt
+            super().join(timeout)
+
+    net = fastae.models.quark_mlp()
+    trainer = fastae.Trainer(net, backend="cython", n_threads=3, seed=1)
+    x = np.random.default_rng(3).random((20000, 784), np.float32)
+    expected = trainer.reconstruct(x)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.reconstruct(x)
+    assert len(started) == 2
+    assert not any(thread.is_alive() for thread in started)
+    assert trainer.reconstruct(x).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -18,8 +18,9 @@ from cpython.buffer cimport (
 )
 
 import threading
+from contextlib import suppress
 
-from fastae.executor import check_run, team_size
+from fastae.executor import check_run, team_of_rows, team_size
 
 cdef extern from "kernels.h" nogil:
     const int VECTOR_BYTES, TILE_COLUMNS, DOT_ROWS
@@ -929,39 +930,33 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
         batch += 1
 
 
+cdef void run_part(Job* job, bint single, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    if single:
+        run_batches(job, <float*>job.arena, part, parts)
+    else:
+        run_batches(job, <double*>job.arena, part, parts)
+
+
 cdef int READABLE = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT
 
 
-cdef class Run:
-    """One run: its job, and the buffers held as long as any thread may use them."""
+cdef class Holder:
+    """Buffers, held as long as it lives."""
 
-    cdef Job job
-    cdef Seat start  # 0 until it is decided whether all threads are there
-    cdef bint complete
-    cdef void* room
-    cdef int64_t own_control[8]
-    cdef bint single
-    cdef Py_ssize_t parts
-    cdef Py_buffer views[12]  # more than a run has arrays
+    cdef Py_buffer views[8]  # more than any has
     cdef int count
 
-    def __cinit__(self, Py_ssize_t parts, bint single):
-        self.parts, self.single = parts, single
-        self.room = PyMem_Calloc(parts + 1, sizeof(Seat))
-        if self.room == NULL:
-            raise MemoryError
-        self.job.seats = <Seat*>((<uintptr_t>self.room + sizeof(Seat) - 1) // sizeof(Seat) * sizeof(Seat))
-
-    cdef void* hold(self, object array, str name, str formats, Py_ssize_t size, bint writable) except? NULL:
-        """Address of a C-contiguous array with one of the format letters and at least `size` elements."""
+    cdef void* hold(self, object array, str name, char letter, Py_ssize_t size, bint writable) except? NULL:
+        """Address of a C-contiguous array of 'f', 'd' or, as 'q', int64, of at least `size` elements."""
         cdef Py_buffer* view = &self.views[self.count]
-        cdef Py_ssize_t itemsize = 4 if formats == "f" else 8
+        cdef Py_ssize_t itemsize = 4 if letter == c"f" else 8
         if array is None:
             return NULL
         PyObject_GetBuffer(array, view, READABLE | (PyBUF_WRITABLE if writable else 0))
         self.count += 1
-        if view.format == NULL or view.format.decode() not in formats:
-            raise TypeError(f"{name}: expected a buffer of format {formats!r}, got {view.format!r}")
+        if (view.format == NULL or view.format[0] == 0 or view.format[1] != 0
+                or (view.format[0] != letter and (view.format[0] != c"l" or letter != c"q"))):
+            raise TypeError(f"{name}: expected a buffer of format {chr(letter)!r}, got {view.format!r}")
         if view.itemsize != itemsize:
             raise TypeError(f"{name}: expected elements of {itemsize} bytes, got {view.itemsize}")
         if view.len < size * view.itemsize:
@@ -969,10 +964,86 @@ cdef class Run:
         return view.buf
 
     def __dealloc__(self):
-        PyMem_Free(self.room)
         while self.count > 0:
             self.count -= 1
             PyBuffer_Release(&self.views[self.count])
+
+
+cdef class Prepared(Holder):
+    """What the runs of a routine have in common: a job without data."""
+
+    cdef Job job
+    cdef object routine  # that it was asked for: kept, for it is known by its id
+
+    def __cinit__(self, routine, Py_ssize_t batch, Py_ssize_t tail):
+        cdef Job* job = &self.job
+        code = routine.encode(batch)
+        job.code = <const int64_t*>self.hold(code, "code", c"q", 0, False)
+        job.tail_code = <const int64_t*>self.hold(
+            routine.encode(tail) if tail else None, "code", c"q", 0, False)
+        job.opens = routine.opens(batch)
+        if tail:
+            job.tail_opens = routine.opens(tail)
+        job.instructions, job.width = code.shape
+        job.batch, job.check, job.trains = batch, routine.check, routine.trains
+        job.input_offset, job.input_columns = routine.input.offset, routine.input.columns
+        if routine.target is not None:
+            job.target_offset, job.target_columns = routine.target.offset, routine.target.columns
+        if routine.weight is not None:
+            job.weight_offset = routine.weight.offset
+        if routine.output is not None:
+            job.output_offset, job.output_columns = routine.output.offset, routine.output.columns
+        if routine.loss is not None:
+            job.loss_offset = routine.loss.offset
+
+
+cdef class Run(Holder):
+    """One run: its job, and the buffers held as long as any thread may use them."""
+
+    cdef Job job
+    cdef Job* shares  # NULL where all share each instruction, else one for each thread, with rows of its own
+    cdef tuple prepared
+    cdef Seat start  # 0 until it is decided whether all threads are there
+    cdef bint complete
+    cdef void* room
+    cdef int64_t own_control[8]
+    cdef bint single
+    cdef Py_ssize_t parts
+
+    def __cinit__(self, Prepared prepared, Py_ssize_t parts, bint single):
+        self.job = prepared.job
+        self.prepared = (prepared,)
+        self.parts, self.single = parts, single
+        self.room = PyMem_Calloc(parts + 1, sizeof(Seat))
+        if self.room == NULL:
+            raise MemoryError
+        self.job.seats = <Seat*>((<uintptr_t>self.room + sizeof(Seat) - 1) // sizeof(Seat) * sizeof(Seat))
+
+    def __dealloc__(self):
+        PyMem_Free(self.room)
+        PyMem_Free(self.shares)
+
+    cdef int divide(self, tuple prepared) except -1:
+        """Give each thread whole batches of its own, which it computes where its job says."""
+        cdef Py_ssize_t itemsize = 4 if self.single else 8, batch = self.job.batch, part, first
+        cdef Py_ssize_t batches = (self.job.rows + batch - 1) // batch
+        cdef Job* job
+        cdef Job* own
+        self.prepared = prepared
+        self.shares = <Job*>PyMem_Calloc(self.parts, sizeof(Job) + sizeof(self.own_control))
+        if self.shares == NULL:
+            raise MemoryError
+        for part in range(self.parts):
+            job, own = &self.shares[part], &(<Prepared>prepared[part]).job
+            first = share(batches, part, self.parts) * batch
+            job[0] = self.job
+            job.rows = min(share(batches, part + 1, self.parts) * batch, self.job.rows) - first
+            job.data += first * job.input_columns * itemsize
+            job.out += first * job.output_columns * itemsize
+            job.arena, job.code, job.tail_code = own.arena, own.code, own.tail_code
+            job.input_offset, job.output_offset = own.input_offset, own.output_offset
+            job.control = <int64_t*>(self.shares + self.parts) + 8 * part
+        return 0
 
     def enter(self, Py_ssize_t part):
         """Take part, as one thread of the team; part 0 lets the others begin."""
@@ -985,10 +1056,11 @@ cdef class Run:
                 wait_for(&self.start, 1)
             if self.complete:
                 before = flush_denormals()
-                if self.single:
-                    run_batches(&self.job, <float*>self.job.arena, part, self.parts)
+                if self.shares != NULL:
+                    move_apart(self.job.seats, part, self.parts)
+                    run_part(&self.shares[part], self.single, 0, 1)
                 else:
-                    run_batches(&self.job, <double*>self.job.arena, part, self.parts)
+                    run_part(&self.job, self.single, part, self.parts)
                 restore_denormals(before)
                 if part == 0:
                     self.job.over = True
@@ -997,6 +1069,12 @@ cdef class Run:
     def send_home(self):
         """Let the threads that have been started end: the run does not take place."""
         tell(&self.start, 1)
+
+    def stop(self):
+        """Let threads that have rows of their own end after the batch at hand."""
+        cdef Py_ssize_t part
+        for part in range(self.parts if self.shares != NULL else 0):
+            self.shares[part].control[0] = 1
 
 
 #: FLOPs of a batch that are worth a thread.
@@ -1013,8 +1091,9 @@ cdef class Executor:
     arena : ndarray of shape (program.arena_size,)
         The memory it runs in; kept alive by the executor.
     n_threads : int or None
-        Threads that share each instruction, at least 1; None: chosen for each run by its work, and while it
-        runs by what is measured to be faster, the team or one thread. The bits are the same for any number.
+        Threads that share each instruction or, in inference of several batches, the batches; at least 1.
+        None: chosen for each run by its work and, where they share instructions, while it runs by what is
+        measured to be faster, the team or one thread. The bits are the same for any number.
 
     Raises
     ------
@@ -1024,8 +1103,10 @@ cdef class Executor:
 
     cdef readonly object program, arena, n_threads
     cdef bint single
-    cdef dict codes
-    cdef Py_ssize_t pad
+    cdef Holder holder
+    cdef void* base  # of the arena
+    cdef dict routines, rooms
+    cdef Py_ssize_t pad, batch
     cdef Tuner[2] tuners  # of routines that train, and of others
 
     def __init__(self, program, arena, n_threads=1):
@@ -1036,63 +1117,58 @@ cdef class Executor:
         self.n_threads = n_threads
         self.single = arena.dtype == "float32"
         self.pad = 64 // arena.itemsize
-        self.codes = {}
+        self.batch = program.batch_size
+        self.holder = Holder()
+        self.base = self.holder.hold(
+            arena, "arena", c"f" if self.single else c"d", program.arena_size, True)
+        self.routines = {}
+        self.rooms = {}  # where a thread other than the first computes batches of its own
         for i in range(2):
             self.tuners[i] = new_tuner()
 
     def run(self, routine, data, target, order, *, weights=None, losses=None, out=None, control=None):
         """Run `routine` over the rows of `data` (see the executor protocol in fastae.executor)."""
         check_run(routine, data, target, order, weights, out)
-        cdef Py_ssize_t rows = len(data) if order is None else len(order)
-        cdef Py_ssize_t parts = (
-            team_size(routine, rows, self.program.batch_size, WORTH_A_THREAD)
-            if self.n_threads is None else self.n_threads)
+        cdef Py_ssize_t given = len(data), rows = given if order is None else len(order)
+        cdef Py_ssize_t batches = (rows + self.batch - 1) // self.batch
+        cdef Py_ssize_t tail = rows % self.batch
+        cdef Py_ssize_t parts
+        # Batches that nothing passes on between are not worth a barrier.
+        cdef bint apart = (batches > 1 and out is not None and not routine.trains and target is None
+                           and order is None and losses is None and control is None)
+        if self.n_threads is None:
+            parts = (team_of_rows(routine, rows) if apart
+                     else team_size(routine, rows, self.batch, WORTH_A_THREAD))
+        else:
+            parts = self.n_threads
+        if apart:
+            parts = min(parts, batches)
         cdef Tuner* tuner = NULL
-        if parts > 1 and self.n_threads is None:
+        if parts > 1 and self.n_threads is None and not apart:
             tuner = &self.tuners[routine.trains]
-            if alone(tuner, -(-rows // self.program.batch_size)):
+            if alone(tuner, batches):
                 parts = 1
-        cdef Run run = Run(parts, self.single)
+        cdef Run run = Run(self._prepared(routine, tail, 0), parts, self.single)
         cdef Job* job = &run.job
-        cdef str kind = "f" if self.single else "d"
-        job.batch = self.program.batch_size
+        cdef char kind = c"f" if self.single else c"d"
         job.rows = rows
-        job.arena = run.hold(self.arena, "arena", kind, self.program.arena_size, True)
-        code = self._code(routine, job.batch)
-        tail = self._code(routine, job.rows % job.batch) if job.rows % job.batch else None
-        job.code = <const int64_t*>run.hold(code, "code", "lq", 0, False)
-        job.tail_code = <const int64_t*>run.hold(tail, "code", "lq", 0, False)
-        job.opens = routine.opens(job.batch)
-        if tail is not None:
-            job.tail_opens = routine.opens(job.rows % job.batch)
-        job.instructions, job.width = code.shape
-        job.check = routine.check
-        job.input_offset, job.input_columns = routine.input.offset, data.shape[1]
-        job.data = <const char*>run.hold(data, "data", kind, len(data) * job.input_columns, False)
-        job.order = <const int64_t*>run.hold(order, "order", "lq", job.rows, False)
-        if target is not None:
-            job.target_offset, job.target_columns = routine.target.offset, target.shape[1]
-            job.target = <const char*>run.hold(
-                target, "target", kind, len(target) * job.target_columns, False)
-        if weights is not None:
-            job.weight_offset = routine.weight.offset
-            job.weights = <const char*>run.hold(weights, "weights", kind, len(data), False)
-        if out is not None:
-            job.output_offset, job.output_columns = routine.output.offset, out.shape[1]
-            job.out = <char*>run.hold(out, "out", kind, job.rows * job.output_columns, True)
-        if routine.loss is not None:
-            job.loss_offset = routine.loss.offset
-        job.losses = <double*>run.hold(losses, "losses", "d", -(-job.rows // job.batch), True)
-        job.control = <int64_t*>run.hold(control, "control", "lq", 8, True)
+        job.data = <const char*>run.hold(data, "data", kind, given * job.input_columns, False)
+        job.order = <const int64_t*>run.hold(order, "order", c"q", rows, False)
+        job.target = <const char*>run.hold(target, "target", kind, given * job.target_columns, False)
+        job.weights = <const char*>run.hold(weights, "weights", kind, given, False)
+        job.out = <char*>run.hold(out, "out", kind, rows * job.output_columns, True)
+        job.losses = <double*>run.hold(losses, "losses", c"d", batches, True)
+        job.control = <int64_t*>run.hold(control, "control", c"q", 8, True)
         if job.control == NULL:
             job.control = run.own_control
         job.control[1], job.control[2] = 0, -1
-        job.trains = routine.trains
         job.tuner = tuner
         if tuner != NULL:
             job.alone_from = -1 if tuner.team else 0
             tuner.last = seconds()
         job.pad = self.pad
+        if apart and parts > 1:
+            run.divide(tuple([self._prepared(routine, tail, part) for part in range(parts)]))
         team = [threading.Thread(target=run.enter, args=(part,)) for part in range(1, parts)]
         try:
             for thread in team:
@@ -1100,19 +1176,43 @@ cdef class Executor:
         except BaseException:
             run.send_home()
             raise
-        run.enter(0)
-        for thread in team:
-            thread.join()
+        try:
+            run.enter(0)
+            for thread in team:
+                thread.join()
+        except BaseException:  # an interrupt, passed on when nobody writes any more
+            run.stop()
+            while any([thread.is_alive() for thread in team]):
+                with suppress(KeyboardInterrupt):
+                    for thread in team:
+                        thread.join()
+            raise
 
-    cdef object _code(self, routine, Py_ssize_t rows):
-        key = (id(routine), rows)
-        found = self.codes.get(key)
+    cdef Prepared _prepared(self, routine, Py_ssize_t tail, Py_ssize_t part):
+        """What runs of a routine have in common whose last batch has `tail` rows, 0 for a whole one.
+
+        Part 0 computes in the arena. Another one reads there what lasts and has a room for all else.
+        """
+        cdef Prepared found
+        cdef uintptr_t arena = <uintptr_t>self.base, room = arena, base
+        key = (id(routine), tail, part)
+        found = self.routines.get(key)
         if found is None:
-            if len(self.codes) >= 64:  # schedules bring a new routine for each rate
-                self.codes.clear()
-            # the routine too: its id must stay its own
-            found = self.codes[key] = (routine.encode(rows), routine)
-        return found[0]
+            if len(self.routines) >= 64:  # schedules bring a new routine for each rate
+                self.routines.clear()
+            if part > 0:
+                if part not in self.rooms:
+                    self.rooms[part] = self.program.new_arena()
+                room = self.rooms[part].ctypes.data
+            base = min(arena, room)  # offsets are not negative
+            itemsize = 64 // self.pad
+            moved = routine if part == 0 else self.program.moved(
+                routine, (arena - base) // itemsize, (room - base) // itemsize)
+            found = Prepared(moved, self.batch, tail)
+            found.routine = routine
+            found.job.arena = <void*>base
+            self.routines[key] = found
+        return found
 
 
 # -- what Python calls ---------------------------------------------------------------------------
