@@ -6,7 +6,7 @@ cdef extern from "kernels.h" nogil:
         Py_ssize_t up, down, dilation, offset, size, kernel
     ctypedef struct Gather:
         Axis h, w
-        Py_ssize_t blocks, groups, channels, outputs, oh, ow, w_group, w_out, w_in, w_h, w_w
+        Py_ssize_t blocks, groups, channels, outputs, oh, ow, w_group, w_out, w_in, w_h, w_w, places
     ctypedef struct Correlation:
         Py_ssize_t blocks, groups, a_channels, x_channels, ah, aw, xh, xw, kh, kw
         Py_ssize_t stride_h, stride_w, padding_top, padding_left, dilation_h, dilation_w, dw_a, dw_x, dw_group
@@ -128,6 +128,16 @@ cdef inline Axis spreading(Py_ssize_t stride, Py_ssize_t padding, Py_ssize_t dil
     return axis
 
 
+cdef inline void one_place(Gather* g, Py_ssize_t padding_h, Py_ssize_t padding_w) noexcept nogil:
+    """A source of one place that is spread by the whole kernel: every place of the output as one more output."""
+    cdef Py_ssize_t places = g.h.kernel * g.w.kernel
+    if (g.h.size == 1 and g.w.size == 1 and g.oh == g.h.kernel and g.ow == g.w.kernel
+            and g.h.dilation == g.w.dilation == -1 and not padding_h and not padding_w):
+        g.h = g.w = reading(1, 0, 1, 1, 1)
+        g.outputs, g.places, g.oh, g.ow = g.outputs * places, places, 1, 1
+        g.w_out = g.w_h = g.w_w = 1
+
+
 cdef void gather(Gather* g, const real* x, const real* w, const real* b, const real* saved, int activation,
                  Py_ssize_t pool_h, Py_ssize_t pool_w, real* room, real* y, real* position,
                  Py_ssize_t n, Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
@@ -219,7 +229,7 @@ cdef void conv2d_max_pool2d_forward(
     g.groups, g.channels, g.outputs = groups, cg, o // groups
     g.oh, g.ow = oh * max(pool_h, 1), ow * max(pool_w, 1)
     g.w_out, g.w_in, g.w_h, g.w_w = ld(cg * kh * kw, pad), kh * kw, kw, 1
-    g.w_group = g.outputs * g.w_out
+    g.w_group, g.places = g.outputs * g.w_out, 1
     gather(&g, x, w, b, <const real*>NULL, activation, pool_h, pool_w, room, y, position, n, pad, part, parts)
 
 
@@ -236,7 +246,8 @@ cdef void conv2d_input_grad(
     g.w = spreading(stride_w, padding_left, dilation_w, ow, kw)
     g.groups, g.channels, g.outputs, g.oh, g.ow = groups, o // groups, cg, ih, iw
     g.w_out, g.w_in, g.w_h, g.w_w = kh * kw, ld(cg * kh * kw, pad), kw, 1
-    g.w_group = g.channels * g.w_in
+    g.w_group, g.places = g.channels * g.w_in, 1
+    one_place(&g, padding_top, padding_left)
     gather(&g, da, w, <const real*>NULL, x, activation if x != NULL else LINEAR, 0, 0, room, dx, <real*>NULL,
            n, pad, part, parts)
 
@@ -299,7 +310,8 @@ cdef void conv_transpose2d_forward(
     g.w = spreading(stride_w, padding_left, dilation_w, iw, kw)
     g.groups, g.channels, g.outputs, g.oh, g.ow = groups, c // groups, og, oh, ow
     g.w_out, g.w_in, g.w_h, g.w_w = kh * kw, ld(og * kh * kw, pad), kw, 1
-    g.w_group = g.channels * g.w_in
+    g.w_group, g.places = g.channels * g.w_in, 1
+    one_place(&g, padding_top, padding_left)
     gather(&g, x, w, b, <const real*>NULL, activation, 0, 0, room, y, <real*>NULL, n, pad, part, parts)
 
 
@@ -317,7 +329,7 @@ cdef void conv_transpose2d_input_grad(
     g.w = reading(stride_w, padding_left, dilation_w, ow, kw)
     g.groups, g.channels, g.outputs, g.oh, g.ow = groups, og, c // groups, ih, iw
     g.w_out, g.w_in, g.w_h, g.w_w = ld(og * kh * kw, pad), kh * kw, kw, 1
-    g.w_group = g.outputs * g.w_out
+    g.w_group, g.places = g.outputs * g.w_out, 1
     gather(&g, da, w, <const real*>NULL, x, activation if x != NULL else LINEAR, 0, 0, room, dx, <real*>NULL,
            n, pad, part, parts)
 

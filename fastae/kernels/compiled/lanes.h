@@ -88,6 +88,7 @@ typedef struct {
     Axis h, w;
     Py_ssize_t blocks, groups, channels, outputs, oh, ow; /* blocks of rows; channels and outputs of a group */
     Py_ssize_t w_group, w_out, w_in, w_h, w_w;            /* steps in the weight */
+    Py_ssize_t places;                                    /* outputs that share a bias; 1 but for a source of one place */
 } Gather;
 
 /* What a correlation reads and makes: places of a are windows of x. */
@@ -114,6 +115,79 @@ static inline void windows_inside(Py_ssize_t u, Py_ssize_t stride, Py_ssize_t pa
     *end = most(start < size ? least((size - 1 - start) / stride + 1, windows) : 0, *first);
 }
 #endif
+
+/* -- layout -------------------------------------------------------------------------------------------------------- */
+
+/* Two vectors change the high half of each block of the one for the low half of that block of the other. */
+#define SWAP(name, low, high) \
+    INLINE void F(name)(V *a, V *b) \
+    { \
+        const V lows = low, highs = high; \
+        *a = lows; \
+        *b = highs; \
+    }
+#if VECTOR_BYTES * 8 / REAL_BITS == 16
+SWAP(swap8, SHUFFLE(*a, *b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23), SHUFFLE(*a, *b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
+SWAP(swap4, SHUFFLE(*a, *b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27), SHUFFLE(*a, *b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
+SWAP(swap2, SHUFFLE(*a, *b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29), SHUFFLE(*a, *b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
+SWAP(swap1, SHUFFLE(*a, *b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30), SHUFFLE(*a, *b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
+#elif VECTOR_BYTES * 8 / REAL_BITS == 8
+SWAP(swap4, SHUFFLE(*a, *b, 0, 1, 2, 3, 8, 9, 10, 11), SHUFFLE(*a, *b, 4, 5, 6, 7, 12, 13, 14, 15))
+SWAP(swap2, SHUFFLE(*a, *b, 0, 1, 8, 9, 4, 5, 12, 13), SHUFFLE(*a, *b, 2, 3, 10, 11, 6, 7, 14, 15))
+SWAP(swap1, SHUFFLE(*a, *b, 0, 8, 2, 10, 4, 12, 6, 14), SHUFFLE(*a, *b, 1, 9, 3, 11, 5, 13, 7, 15))
+#elif VECTOR_BYTES * 8 / REAL_BITS == 4
+SWAP(swap2, SHUFFLE(*a, *b, 0, 1, 4, 5), SHUFFLE(*a, *b, 2, 3, 6, 7))
+SWAP(swap1, SHUFFLE(*a, *b, 0, 4, 2, 6), SHUFFLE(*a, *b, 1, 5, 3, 7))
+#else
+SWAP(swap1, SHUFFLE(*a, *b, 0, 2), SHUFFLE(*a, *b, 1, 3))
+#endif
+#undef SWAP
+
+/* Rows become columns: lane i of a[j] changes places with lane j of a[i]. */
+INLINE void F(transpose)(V *a)
+{
+#if VECTOR_BYTES * 8 / REAL_BITS >= 16
+    UNROLL for (int i = 0; i < 8; i++) F(swap8)(a + i, a + i + 8);
+#endif
+#if VECTOR_BYTES * 8 / REAL_BITS >= 8
+    UNROLL for (int i = 0; i < LANES; i++) if (!(i & 4)) F(swap4)(a + i, a + i + 4);
+#endif
+#if VECTOR_BYTES * 8 / REAL_BITS >= 4
+    UNROLL for (int i = 0; i < LANES; i++) if (!(i & 2)) F(swap2)(a + i, a + i + 2);
+#endif
+    UNROLL for (int i = 0; i < LANES; i++) if (!(i & 1)) F(swap1)(a + i, a + i + 1);
+}
+
+/* y[j][i] = x[i][j] for `rows` <= LANES rows and `columns` <= LANES columns; rows that are not there are zeros in y. */
+INLINE void F(transpose_square)(const REAL *x, Py_ssize_t x_row, Py_ssize_t rows, Py_ssize_t columns, REAL *y,
+                                Py_ssize_t y_row, Py_ssize_t y_columns)
+{
+    V a[LANES];
+    if (rows >= LANES && columns >= LANES && y_columns >= LANES) {
+        UNROLL for (int i = 0; i < LANES; i++) a[i] = F(load)(x + i * x_row);
+        F(transpose)(a);
+        UNROLL for (int i = 0; i < LANES; i++) F(store)(y + i * y_row, a[i]);
+        return;
+    }
+    UNROLL for (int i = 0; i < LANES; i++) a[i] = i < rows ? F(load_part)(x + i * x_row, columns) : (V){0};
+    F(transpose)(a);
+    UNROLL for (int i = 0; i < LANES; i++) if (i < columns) F(store_part)(y + i * y_row, a[i], y_columns);
+}
+
+/* `rows` <= BLOCK rows of `size` numbers, `x_row` apart, side by side; zeros for the rows that are not there. */
+STATIC void F(interleave)(const REAL *x, Py_ssize_t x_row, Py_ssize_t rows, Py_ssize_t size, REAL *y)
+{
+    for (Py_ssize_t i = 0; i < size; i += LANES)
+        for (Py_ssize_t l = 0; l < BLOCK; l += LANES)
+            F(transpose_square)(x + l * x_row + i, x_row, rows - l, size - i, y + i * BLOCK + l, BLOCK, LANES);
+}
+
+STATIC void F(deinterleave)(const REAL *x, Py_ssize_t rows, Py_ssize_t size, REAL *y, Py_ssize_t y_row)
+{
+    for (Py_ssize_t l = 0; l < rows; l += LANES)
+        for (Py_ssize_t i = 0; i < size; i += LANES)
+            F(transpose_square)(x + i * BLOCK + l, BLOCK, size - i, least(rows - l, LANES), y + l * y_row + i, y_row, size - i);
+}
 
 /* -- gather -------------------------------------------------------------------------------------------------------- */
 
@@ -224,6 +298,25 @@ STATIC void F(gather_row)(const Gather *g, Py_ssize_t row, Py_ssize_t first, Py_
                              y + (phase + t * phases - first) * BLOCK, y_r, phases * BLOCK);
             t += count;
         }
+    }
+}
+
+/* A gather whose source and output have one place: a product of matrices, in which blocks of rows lie side by side in a
+ * tile, for outputs `first` to `end` of all groups. */
+STATIC void F(gather_place)(const Gather *g, const REAL *x, const REAL *w, const REAL *bias, REAL *y, Py_ssize_t group,
+                            Py_ssize_t first, Py_ssize_t end)
+{
+    const Taps one = {0, 1, 1, 0, 1};
+    const Py_ssize_t x_t = g->groups * g->channels * BLOCK, y_t = g->groups * g->outputs * BLOCK;
+    const Py_ssize_t count = end - first, output = group * g->outputs + first;
+    const Py_ssize_t pieces = (g->blocks + LANE_BESIDE(count) - 1) / LANE_BESIDE(count);
+    REAL biases[LANE_ROWS];
+    for (Py_ssize_t r = 0; bias && r < count; r++) biases[r] = bias[(output + r) / g->places];
+    for (Py_ssize_t k = 0; k < pieces; k++) {
+        const Py_ssize_t block = piece(g->blocks, k, pieces), blocks = piece(g->blocks, k + 1, pieces) - block;
+        F(gather_places)(g, &one, one, blocks, x + block * x_t + group * g->channels * BLOCK,
+                         w + group * g->w_group + first * g->w_out, bias ? biases : 0, count, x_t,
+                         y + block * y_t + output * BLOCK, BLOCK, y_t);
     }
 }
 
@@ -598,6 +691,21 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
     const Py_ssize_t all = g->blocks * bands * height;
     /* The weights of a tile, where they are larger than the source they meet, are used for all blocks before the next. */
     const int weights_stay = LANE_ROWS * g->w.kernel > g->w.size * BLOCK;
+    if (!pool_h && g->oh == 1 && g->ow == 1 && g->h.size == 1 && g->w.size == 1 && g->h.kernel == 1 && g->w.kernel == 1) {
+        for (Py_ssize_t i = piece(bands, part, parts); i < piece(bands, part + 1, parts); i++) {
+            const Py_ssize_t group = i / tiles, first = piece(g->outputs, i % tiles, tiles);
+            const Py_ssize_t end = piece(g->outputs, i % tiles + 1, tiles);
+            F(gather_place)(g, x, w, bias, y, group, first, end);
+            for (Py_ssize_t block = 0; activation != LINEAR && block < g->blocks; block++) {
+                const Py_ssize_t at = ((block * g->groups + group) * g->outputs + first) * BLOCK;
+                if (saved)
+                    F(map_slope)(y + at, saved + at, y + at, (end - first) * BLOCK, activation);
+                else
+                    F(map_activate)(y + at, y + at, (end - first) * BLOCK, activation);
+            }
+        }
+        return;
+    }
     for (Py_ssize_t i = piece(all, part, parts); i < piece(all, part + 1, parts); i++) {
         const Py_ssize_t block = weights_stay ? i % g->blocks : i / (bands * height);
         const Py_ssize_t rest = weights_stay ? i / g->blocks : i % (bands * height);
@@ -623,6 +731,43 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
     }
 }
 
+/* The correlation where `a` has one place and x no other than those it meets: a product of matrices over the rows. A
+ * panel of x is turned, so that a vector holds columns of dw and no lanes have to be added up. */
+#define PANEL_BLOCKS 4 /* of rows at a time */
+STATIC void F(correlate_place)(const Correlation *k, const REAL *a, const REAL *x, REAL *dw, Py_ssize_t part, Py_ssize_t parts)
+{
+    REAL panel[PANEL_BLOCKS * BLOCK * 8 * BLOCK], made[LANE_TILE * BLOCK];
+    const Taps blocks_and_rows = {0, 1, BLOCK, 0, 1}, one = {0, 1, 1, 0, 1};
+    const Py_ssize_t size = k->x_channels * k->xh * k->xw, a_n = k->groups * k->a_channels * BLOCK;
+    const Py_ssize_t tiles = (k->a_channels + LANE_ROWS - 1) / LANE_ROWS;
+    const Py_ssize_t most_rows = (k->a_channels + tiles - 1) / tiles, beside = LANE_BESIDE(most_rows);
+    const Py_ssize_t columns = (size + BLOCK - 1) / BLOCK, panels = (columns + beside - 1) / beside;
+    for (Py_ssize_t i = piece(k->groups * panels, part, parts); i < piece(k->groups * panels, part + 1, parts); i++) {
+        const Py_ssize_t group = i / panels, column = piece(columns, i % panels, panels);
+        const Py_ssize_t count = piece(columns, i % panels + 1, panels) - column, wide = count * BLOCK;
+        const Py_ssize_t width = least(size - column * BLOCK, wide);
+        for (Py_ssize_t n = 0; n < k->blocks; n += PANEL_BLOCKS) {
+            const Py_ssize_t blocks = least(PANEL_BLOCKS, k->blocks - n);
+            /* What a tile gathers: blocks are its channels, rows of a block its kernel's rows. */
+            const Gather g = {.h = {.size = BLOCK}, .w = {.size = count}, .channels = blocks, .w_in = a_n, .w_out = BLOCK, .w_h = 1};
+            if (width < wide) memset(panel, 0, (size_t)(blocks * BLOCK * wide) * sizeof(REAL));
+            for (Py_ssize_t b = 0; b < blocks; b++)
+                F(deinterleave)(x + (((n + b) * k->groups + group) * size + column * BLOCK) * BLOCK, BLOCK, width,
+                                panel + b * BLOCK * wide, wide);
+            for (Py_ssize_t tile = 0; tile < tiles; tile++) {
+                const Py_ssize_t r = piece(k->a_channels, tile, tiles), r_end = piece(k->a_channels, tile + 1, tiles);
+                REAL *to = dw + group * k->dw_group + r * k->dw_a + column * BLOCK;
+                const int whole = width == wide && !n;
+                F(gather_places)(&g, &blocks_and_rows, one, count, panel, a + n * a_n + (group * k->a_channels + r) * BLOCK, 0,
+                                 r_end - r, BLOCK, whole ? to : made, whole ? k->dw_a : wide, BLOCK);
+                for (Py_ssize_t q = 0; !whole && q < r_end - r; q++)
+                    for (Py_ssize_t j = 0; j < width; j++) to[q * k->dw_a + j] = n ? to[q * k->dw_a + j] + made[q * wide + j] : made[q * wide + j];
+            }
+        }
+    }
+}
+#undef PANEL_BLOCKS
+
 /* This part's share of a correlation. */
 STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *x, REAL *dw, Py_ssize_t part, Py_ssize_t parts)
 {
@@ -631,6 +776,11 @@ STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *x, R
     const Py_ssize_t most_rows = (k->a_channels + a_tiles - 1) / a_tiles;
     const Py_ssize_t beside = LANE_BESIDE(most_rows);
     const Py_ssize_t x_tiles = (k->x_channels + beside - 1) / beside;
+    if (k->ah == 1 && k->aw == 1 && k->kh == k->xh && k->kw == k->xw && k->dilation_h == 1 && k->dilation_w == 1 &&
+        !k->padding_top && !k->padding_left) {
+        F(correlate_place)(k, a, x, dw, part, parts);
+        return;
+    }
     const Py_ssize_t most_taps = k->x_channels > 1 ? 8 : beside, tap_tiles = (k->kw + most_taps - 1) / most_taps;
     const Py_ssize_t all = k->groups * a_tiles * x_tiles * k->kh * tap_tiles;
     for (Py_ssize_t i = piece(all, part, parts); i < piece(all, part + 1, parts); i++) {
@@ -688,27 +838,6 @@ INLINE void F(scale_plane)(const REAL *x, REAL *y, Py_ssize_t size, REAL shift, 
     for (Py_ssize_t i = 0; i < size; i++) y[i] = (x[i] - shift) * scale + offset;
 }
 
-/* -- layout -------------------------------------------------------------------------------------------------------- */
-
-/* `rows` <= BLOCK rows of `size` numbers, `x_row` apart, side by side; zeros for the rows that are not there. */
-STATIC void F(interleave)(const REAL *x, Py_ssize_t x_row, Py_ssize_t rows, Py_ssize_t size, REAL *y)
-{
-    if (rows < BLOCK) memset(y, 0, (size_t)(size * BLOCK) * sizeof(REAL));
-    for (Py_ssize_t first = 0; first < size; first += 64) { /* so that what is written stays in the first cache */
-        const Py_ssize_t end = least(first + 64, size);
-        for (Py_ssize_t l = 0; l < rows; l++)
-            for (Py_ssize_t i = first; i < end; i++) y[i * BLOCK + l] = x[l * x_row + i];
-    }
-}
-
-STATIC void F(deinterleave)(const REAL *x, Py_ssize_t rows, Py_ssize_t size, REAL *y, Py_ssize_t y_row)
-{
-    for (Py_ssize_t first = 0; first < size; first += 64) {
-        const Py_ssize_t end = least(first + 64, size);
-        for (Py_ssize_t l = 0; l < rows; l++)
-            for (Py_ssize_t i = first; i < end; i++) y[l * y_row + i] = x[i * BLOCK + l];
-    }
-}
 #undef GATHER_TILE
 #undef CORRELATE_TILE
 #undef LANE_TILES
