@@ -10,6 +10,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct Correlation:
         Py_ssize_t blocks, groups, a_channels, x_channels, ah, aw, xh, xw, kh, kw
         Py_ssize_t stride_h, stride_w, padding_top, padding_left, dilation_h, dilation_w, dw_a, dw_x, dw_group
+        int sums_of_x
     ctypedef struct Pooling:
         Py_ssize_t ih, iw, oh, ow, kernel_h, kernel_w, stride_h, stride_w, padding_top, padding_left
     void gather_f32(const Gather* g, const float* x, const float* w, const float* bias, const float* saved,
@@ -19,12 +20,10 @@ cdef extern from "kernels.h" nogil:
                     const double* saved,
                     int activation, Py_ssize_t pool_h, Py_ssize_t pool_w, double* y, double* position,
                     Py_ssize_t part, Py_ssize_t parts)
-    void correlation_f32(const Correlation* k, const float* a, const float* x, float* dw,
+    void correlation_f32(const Correlation* k, const float* a, const float* x, float* dw, float* db,
                          Py_ssize_t part, Py_ssize_t parts)
-    void correlation_f64(const Correlation* k, const double* a, const double* x, double* dw,
+    void correlation_f64(const Correlation* k, const double* a, const double* x, double* dw, double* db,
                          Py_ssize_t part, Py_ssize_t parts)
-    float channel_sum_f32(const float* a, Py_ssize_t step, Py_ssize_t blocks, Py_ssize_t places)
-    double channel_sum_f64(const double* a, Py_ssize_t step, Py_ssize_t blocks, Py_ssize_t places)
     void max_pool_f32(Py_ssize_t lanes, const Pooling* k, const float* x, float* y, float* position)
     void max_pool_f64(Py_ssize_t lanes, const Pooling* k, const double* x, double* y, double* position)
     void max_unpool_f32(Py_ssize_t lanes, const Pooling* k, const float* dy, const float* position,
@@ -167,7 +166,7 @@ cdef void gather(Gather* g, const real* x, const real* w, const real* b, const r
         gather_f64(g, x, w, b, saved, activation, pool_h, pool_w, y, position, part, parts)
 
 
-cdef void correlate(Correlation* k, const real* a, const real* x, real* room, real* dw,
+cdef void correlate(Correlation* k, const real* a, const real* x, real* room, real* dw, real* db,
                     Py_ssize_t n, Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     cdef Py_ssize_t rows = block_rows(x)
     cdef Py_ssize_t of_a = k.groups * k.a_channels * k.ah * k.aw, of_x = k.groups * k.x_channels * k.xh * k.xw
@@ -177,28 +176,12 @@ cdef void correlate(Correlation* k, const real* a, const real* x, real* room, re
         to_blocks(a, of_a, n, of_a, room, 0, 1)
         laid = room + k.blocks * rows * of_a
         to_blocks(x, of_x, n, of_x, laid, 0, 1)
-        correlate(k, <const real*>room, <const real*>laid, <real*>NULL, dw, n, rows, 0, 1)
+        correlate(k, <const real*>room, <const real*>laid, <real*>NULL, dw, db, n, rows, 0, 1)
         return
     if real is float:
-        correlation_f32(k, a, x, dw, part, parts)
+        correlation_f32(k, a, x, dw, db, part, parts)
     else:
-        correlation_f64(k, a, x, dw, part, parts)
-
-
-cdef void channel_sums(const real* da, real* sums, Py_ssize_t n, Py_ssize_t o, Py_ssize_t places,
-                       Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    """Sums over rows and places."""
-    cdef Py_ssize_t i, rows = block_rows(da) if pad > 1 else 1
-    for i in range(share(o, part, parts), share(o, part + 1, parts)):
-        if pad == 1:
-            if real is float:
-                sums[i] = <real>plane_sum_f32(da + i * places, 0, NULL, 0, 0, o * places, n, places, 1, 1)
-            else:
-                sums[i] = <real>plane_sum_f64(da + i * places, 0, NULL, 0, 0, o * places, n, places, 1, 1)
-        elif real is float:
-            sums[i] = channel_sum_f32(da + i * places * rows, o * places * rows, blocks_of(n, rows), places)
-        else:
-            sums[i] = channel_sum_f64(da + i * places * rows, o * places * rows, blocks_of(n, rows), places)
+        correlation_f64(k, a, x, dw, db, part, parts)
 
 
 cdef void conv2d_forward(
@@ -266,9 +249,8 @@ cdef void conv2d_weight_grad(
         kh, kw, stride_h, stride_w, padding_top, padding_left, dilation_h, dilation_w)
     k.dw_a, k.dw_x = ld(cg * kh * kw, pad), kh * kw
     k.dw_group = k.a_channels * k.dw_a
-    correlate(&k, da, x, room, dw, n, pad, part, parts)
-    if db != NULL:
-        channel_sums(da, db, n, o, oh * ow, pad, part, parts)
+    k.sums_of_x = False
+    correlate(&k, da, x, room, dw, db, n, pad, part, parts)
 
 
 cdef void conv2d_backward(
@@ -349,9 +331,8 @@ cdef void conv_transpose2d_weight_grad(
         kh, kw, stride_h, stride_w, padding_top, padding_left, dilation_h, dilation_w)
     k.dw_a, k.dw_x = ld(og * kh * kw, pad), kh * kw
     k.dw_group = k.a_channels * k.dw_a
-    correlate(&k, x, da, room, dw, n, pad, part, parts)
-    if db != NULL:
-        channel_sums(da, db, n, o, oh * ow, pad, part, parts)
+    k.sums_of_x = True
+    correlate(&k, x, da, room, dw, db, n, pad, part, parts)
 
 
 cdef void conv_transpose2d_backward(

@@ -97,6 +97,7 @@ typedef struct {
     Py_ssize_t ah, aw, xh, xw, kh, kw;
     Py_ssize_t stride_h, stride_w, padding_top, padding_left, dilation_h, dilation_w;
     Py_ssize_t dw_a, dw_x, dw_group; /* steps in dw */
+    int sums_of_x;                   /* whether x is the gradient of the output, not a */
 } Correlation;
 
 typedef struct {
@@ -362,100 +363,129 @@ STATIC void F(correlate)(Py_ssize_t r, Py_ssize_t s, const REAL *a, Py_ssize_t a
     switch (r * 16 + s) { LANE_TILES(CORRELATE_TILE) }
 }
 
-#define CORRELATE_MOST 192 /* vectors of sums at a time: they stay in the first cache */
-
-/* dw[r][s][u, v] for R channels of `a`, S channels of `x` and kernel elements (u, v to v_end): `a` and `x` are at their
- * first channel. With one channel of x the kernel's elements lie beside each other in a tile, else the channels do. */
-STATIC void F(correlate_kernel_row)(const Correlation *k, const REAL *a, const REAL *x, Py_ssize_t R, Py_ssize_t S,
-                                    Py_ssize_t u, Py_ssize_t v, Py_ssize_t v_end, REAL *dw)
+/* Sum of the places of one plane, lane by lane. */
+INLINE V F(plane_lanes)(const REAL *a, Py_ssize_t places)
 {
-    REAL sums[CORRELATE_MOST * 16];
-    const Py_ssize_t a_plane = k->ah * k->aw * BLOCK, x_plane = k->xh * k->xw * BLOCK;
-    const Py_ssize_t a_n = k->groups * k->a_channels * a_plane, x_n = k->groups * k->x_channels * x_plane;
-    const Py_ssize_t a_h = k->aw * BLOCK, x_h = k->stride_h * k->xw * BLOCK, x_w = k->stride_w * BLOCK;
-    const Py_ssize_t taps = v_end - v;
-    Py_ssize_t top, bottom, first[8], end[8];
-    for (Py_ssize_t i = 0; i < taps; i++)
-        windows_inside(v + i, k->stride_w, k->padding_left, k->dilation_w, k->xw, k->aw, first + i, end + i);
-    windows_inside(u, k->stride_h, k->padding_top, k->dilation_h, k->xh, k->ah, &top, &bottom);
-    memset(sums, 0, (size_t)(R * S * taps) * LANES * sizeof(REAL));
-    /* as many rows at a time as stay in the first cache for all elements; all of a small image */
-    Py_ssize_t height = most(CORRELATE_MOST / (R * k->aw), 1), together = 1;
-    if (R * k->ah * k->aw <= 64) together = k->blocks;
-    for (Py_ssize_t n = 0; n < k->blocks; n += together)
-        for (Py_ssize_t p = top; p < bottom; p += height) {
-            const Py_ssize_t rows = least(height, bottom - p);
-            const REAL *left = a + n * a_n + p * a_h;
-            const REAL *right = x + n * x_n + (p * k->stride_h + u * k->dilation_h - k->padding_top) * k->xw * BLOCK;
-            if (k->x_channels > 1) {
-                for (Py_ssize_t i = 0; i < taps; i++) {
-                    const Py_ssize_t j = first[i] * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
-                    F(correlate)(R, S, left + first[i] * BLOCK, a_plane, a_n, a_h, right + j * BLOCK, x_plane, x_n,
-                                 x_h, x_w, together, rows, end[i] - first[i], sums + i * R * S * LANES);
-                }
-                continue;
-            }
-            /* what all elements have in common in one tile, what is left of each by itself */
-            Py_ssize_t from = 0, to = k->aw;
-            for (Py_ssize_t i = 0; i < taps; i++) {
-                from = most(from, first[i]);
-                to = least(to, end[i]);
-            }
-            if (to > from) {
-                const Py_ssize_t j = from * k->stride_w + v * k->dilation_w - k->padding_left;
-                F(correlate)(R, taps, left + from * BLOCK, a_plane, a_n, a_h, right + j * BLOCK,
-                             k->dilation_w * BLOCK, x_n, x_h, x_w, together, rows, to - from, sums);
-            } else {
-                from = to = k->aw;
-            }
-            for (Py_ssize_t i = 0; i < taps; i++)
-                for (int side = 0; side < 2; side++) {
-                    const Py_ssize_t start = side ? most(to, first[i]) : first[i];
-                    const Py_ssize_t stop = side ? end[i] : least(from, end[i]);
-                    if (stop <= start) continue;
-                    REAL column[LANE_TILE * LANES] = {0};
-                    const Py_ssize_t j = start * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
-                    for (Py_ssize_t r = 0; r < R; r++)
-                        memcpy(column + r * LANES, sums + (r * taps + i) * LANES, LANES * sizeof(REAL));
-                    F(correlate)(R, 1, left + start * BLOCK, a_plane, a_n, a_h, right + j * BLOCK, 0, x_n, x_h, x_w,
-                                 together, rows, stop - start, column);
-                    for (Py_ssize_t r = 0; r < R; r++)
-                        memcpy(sums + (r * taps + i) * LANES, column + r * LANES, LANES * sizeof(REAL));
-                }
-        }
-    REAL totals[CORRELATE_MOST + 16];
-    const Py_ssize_t count = R * S * taps;
-    for (Py_ssize_t i = 0; i < count; i += LANES) {
-        V several[LANES];
-        for (Py_ssize_t l = 0; l < LANES; l++) several[l] = i + l < count ? F(load)(sums + (i + l) * LANES) : (V){0};
-        F(store)(totals + i, F(lane_sums)(several));
-    }
-    dw += u * k->kw + v;
-    const REAL *total = totals;
-    if (k->x_channels > 1) {
-        for (Py_ssize_t i = 0; i < taps; i++)
-            for (Py_ssize_t r = 0; r < R; r++)
-                for (Py_ssize_t s = 0; s < S; s++) dw[r * k->dw_a + s * k->dw_x + i] = *total++;
-    } else {
-        for (Py_ssize_t r = 0; r < R; r++)
-            for (Py_ssize_t i = 0; i < taps; i++) dw[r * k->dw_a + i] = *total++;
-    }
+    V four[4] = {{0}, {0}, {0}, {0}};
+    Py_ssize_t i = 0;
+    for (; i + 4 * LANES <= places * BLOCK; i += 4 * LANES)
+        UNROLL for (int q = 0; q < 4; q++) four[q] += F(load)(a + i + q * LANES);
+    for (; i < places * BLOCK; i += LANES) four[0] += F(load)(a + i);
+    return (four[0] + four[1]) + (four[2] + four[3]);
 }
 
 /* Sum of one channel over all blocks and places; the lanes of rows that are not there are zero. */
 STATIC REAL F(channel_sum)(const REAL *a, Py_ssize_t step, Py_ssize_t blocks, Py_ssize_t places)
 {
     V sum = {0};
-    for (Py_ssize_t n = 0; n < blocks; n++) {
-        V four[4] = {{0}, {0}, {0}, {0}};
-        const REAL *from = a + n * step;
-        Py_ssize_t i = 0;
-        for (; i + 4 * LANES <= places * BLOCK; i += 4 * LANES)
-            UNROLL for (int q = 0; q < 4; q++) four[q] += F(load)(from + i + q * LANES);
-        for (; i < places * BLOCK; i += LANES) four[0] += F(load)(from + i);
-        sum += (four[0] + four[1]) + (four[2] + four[3]);
-    }
+    for (Py_ssize_t n = 0; n < blocks; n++) sum += F(plane_lanes)(a + n * step, places);
     return F(lane_sum)(sum);
+}
+
+#define CORRELATE_MOST 224 /* vectors of sums at a time: they stay in the first cache */
+#define CORRELATE_ROWS 192 /* vectors of `a` at a time, likewise */
+
+/* One row of the kernel and `rows` windows from p on: the sums of dw[r][s][u, v to v + taps]. With one channel of x the
+ * kernel's elements lie beside each other in a tile, else the channels do. */
+STATIC void F(correlate_rows)(const Correlation *k, const REAL *a, const REAL *x, Py_ssize_t R, Py_ssize_t S, Py_ssize_t v,
+                              Py_ssize_t taps, const Py_ssize_t *first, const Py_ssize_t *end, Py_ssize_t together,
+                              Py_ssize_t rows, REAL *sums)
+{
+    const Py_ssize_t a_plane = k->ah * k->aw * BLOCK, x_plane = k->xh * k->xw * BLOCK;
+    const Py_ssize_t a_n = k->groups * k->a_channels * a_plane, x_n = k->groups * k->x_channels * x_plane;
+    const Py_ssize_t a_h = k->aw * BLOCK, x_h = k->stride_h * k->xw * BLOCK, x_w = k->stride_w * BLOCK;
+    if (k->x_channels > 1) {
+        for (Py_ssize_t i = 0; i < taps; i++) {
+            const Py_ssize_t j = first[i] * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
+            F(correlate)(R, S, a + first[i] * BLOCK, a_plane, a_n, a_h, x + j * BLOCK, x_plane, x_n, x_h, x_w, together,
+                         rows, end[i] - first[i], sums + i * R * S * LANES);
+        }
+        return;
+    }
+    /* what all elements have in common in one tile, what is left of each by itself */
+    Py_ssize_t from = 0, to = k->aw;
+    for (Py_ssize_t i = 0; i < taps; i++) {
+        from = most(from, first[i]);
+        to = least(to, end[i]);
+    }
+    if (to > from) {
+        const Py_ssize_t j = from * k->stride_w + v * k->dilation_w - k->padding_left;
+        F(correlate)(R, taps, a + from * BLOCK, a_plane, a_n, a_h, x + j * BLOCK, k->dilation_w * BLOCK, x_n, x_h, x_w,
+                     together, rows, to - from, sums);
+    } else {
+        from = to = k->aw;
+    }
+    for (Py_ssize_t i = 0; i < taps; i++)
+        for (int side = 0; side < 2; side++) {
+            const Py_ssize_t start = side ? most(to, first[i]) : first[i];
+            const Py_ssize_t stop = side ? end[i] : least(from, end[i]);
+            if (stop <= start) continue;
+            REAL column[LANE_TILE * LANES] = {0};
+            const Py_ssize_t j = start * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
+            for (Py_ssize_t r = 0; r < R; r++)
+                memcpy(column + r * LANES, sums + (r * taps + i) * LANES, LANES * sizeof(REAL));
+            F(correlate)(R, 1, a + start * BLOCK, a_plane, a_n, a_h, x + j * BLOCK, 0, x_n, x_h, x_w, together, rows,
+                         stop - start, column);
+            for (Py_ssize_t r = 0; r < R; r++)
+                memcpy(sums + (r * taps + i) * LANES, column + r * LANES, LANES * sizeof(REAL));
+        }
+}
+
+/* dw[r][s][u, v] for R channels of `a`, S channels of `x` and kernel elements (u to u_end, v to v_end): `a` and `x` are at
+ * their first channel. Kernel rows go over the same few rows of `a` one after the other, while these are in the first
+ * cache. With `db`, the sums of those channels of `a` or `x` that are the gradient of the output. */
+STATIC void F(correlate_kernel_rows)(const Correlation *k, const REAL *a, const REAL *x, Py_ssize_t R, Py_ssize_t S,
+                                     Py_ssize_t u, Py_ssize_t u_end, Py_ssize_t v, Py_ssize_t v_end, REAL *dw, REAL *db)
+{
+    REAL sums[CORRELATE_MOST * 16];
+    V biases[8] = {{0}};
+    const Py_ssize_t a_plane = k->ah * k->aw * BLOCK, x_plane = k->xh * k->xw * BLOCK;
+    const Py_ssize_t a_n = k->groups * k->a_channels * a_plane, x_n = k->groups * k->x_channels * x_plane;
+    const Py_ssize_t taps = v_end - v, each = R * S * taps;
+    Py_ssize_t first[8], end[8];
+    for (Py_ssize_t i = 0; i < taps; i++)
+        windows_inside(v + i, k->stride_w, k->padding_left, k->dilation_w, k->xw, k->aw, first + i, end + i);
+    memset(sums, 0, (size_t)(each * (u_end - u)) * LANES * sizeof(REAL));
+    /* as many rows at a time as stay in the first cache for all elements; all of a small image */
+    Py_ssize_t height = most(CORRELATE_ROWS / (R * k->aw), 1), together = 1;
+    if (R * k->ah * k->aw <= 64) together = k->blocks;
+    for (Py_ssize_t n = 0; n < k->blocks; n += together) {
+        for (Py_ssize_t b = n; db && b < n + together; b++)
+            for (Py_ssize_t c = 0; c < (k->sums_of_x ? S : R); c++)
+                biases[c] += k->sums_of_x ? F(plane_lanes)(x + b * x_n + c * x_plane, k->xh * k->xw)
+                                          : F(plane_lanes)(a + b * a_n + c * a_plane, k->ah * k->aw);
+        for (Py_ssize_t p = 0; p < k->ah; p += height)
+            for (Py_ssize_t t = u; t < u_end; t++) {
+                Py_ssize_t top, bottom;
+                windows_inside(t, k->stride_h, k->padding_top, k->dilation_h, k->xh, k->ah, &top, &bottom);
+                top = most(top, p);
+                bottom = least(bottom, p + height);
+                if (bottom > top)
+                    F(correlate_rows)(k, a + n * a_n + top * k->aw * BLOCK,
+                                      x + n * x_n + (top * k->stride_h + t * k->dilation_h - k->padding_top) * k->xw * BLOCK,
+                                      R, S, v, taps, first, end, together, bottom - top, sums + (t - u) * each * LANES);
+            }
+    }
+    REAL totals[CORRELATE_MOST + 16];
+    const Py_ssize_t count = each * (u_end - u);
+    for (Py_ssize_t i = 0; i < count; i += LANES) {
+        V several[LANES];
+        for (Py_ssize_t l = 0; l < LANES; l++) several[l] = i + l < count ? F(load)(sums + (i + l) * LANES) : (V){0};
+        F(store)(totals + i, F(lane_sums)(several));
+    }
+    const REAL *total = totals;
+    for (; u < u_end; u++) {
+        REAL *to = dw + u * k->kw + v;
+        if (k->x_channels > 1) {
+            for (Py_ssize_t i = 0; i < taps; i++)
+                for (Py_ssize_t r = 0; r < R; r++)
+                    for (Py_ssize_t s = 0; s < S; s++) to[r * k->dw_a + s * k->dw_x + i] = *total++;
+        } else {
+            for (Py_ssize_t r = 0; r < R; r++)
+                for (Py_ssize_t i = 0; i < taps; i++) to[r * k->dw_a + i] = *total++;
+        }
+    }
+    for (Py_ssize_t c = 0; db && c < (k->sums_of_x ? S : R); c++) db[c] = F(lane_sum)(biases[c]);
 }
 
 /* -- pooling, upsampling, layout: `lanes` numbers side by side, BLOCK or, in plain arrays, 1 ------------------------- */
@@ -768,31 +798,39 @@ STATIC void F(correlate_place)(const Correlation *k, const REAL *a, const REAL *
 }
 #undef PANEL_BLOCKS
 
-/* This part's share of a correlation. */
-STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *x, REAL *dw, Py_ssize_t part, Py_ssize_t parts)
+/* This part's share of a correlation, and of the sums of its channels, if these are asked for. */
+STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *x, REAL *dw, REAL *db, Py_ssize_t part,
+                           Py_ssize_t parts)
 {
     const Py_ssize_t a_plane = k->ah * k->aw * BLOCK, x_plane = k->xh * k->xw * BLOCK;
+    if (k->ah == 1 && k->aw == 1 && k->kh == k->xh && k->kw == k->xw && k->dilation_h == 1 && k->dilation_w == 1 &&
+        !k->padding_top && !k->padding_left) {
+        const Py_ssize_t channels = k->groups * (k->sums_of_x ? k->x_channels : k->a_channels);
+        const Py_ssize_t plane = k->sums_of_x ? x_plane : a_plane;
+        for (Py_ssize_t c = piece(channels, part, parts); db && c < piece(channels, part + 1, parts); c++)
+            db[c] = F(channel_sum)((k->sums_of_x ? x : a) + c * plane, channels * plane, k->blocks, plane / BLOCK);
+        F(correlate_place)(k, a, x, dw, part, parts);
+        return;
+    }
     const Py_ssize_t a_tiles = (k->a_channels + LANE_ROWS - 1) / LANE_ROWS;
     const Py_ssize_t most_rows = (k->a_channels + a_tiles - 1) / a_tiles;
     const Py_ssize_t beside = LANE_BESIDE(most_rows);
     const Py_ssize_t x_tiles = (k->x_channels + beside - 1) / beside;
-    if (k->ah == 1 && k->aw == 1 && k->kh == k->xh && k->kw == k->xw && k->dilation_h == 1 && k->dilation_w == 1 &&
-        !k->padding_top && !k->padding_left) {
-        F(correlate_place)(k, a, x, dw, part, parts);
-        return;
-    }
     const Py_ssize_t most_taps = k->x_channels > 1 ? 8 : beside, tap_tiles = (k->kw + most_taps - 1) / most_taps;
-    const Py_ssize_t all = k->groups * a_tiles * x_tiles * k->kh * tap_tiles;
-    for (Py_ssize_t i = piece(all, part, parts); i < piece(all, part + 1, parts); i++) {
-        const Py_ssize_t taps = i % tap_tiles, u = i / tap_tiles % k->kh, x_tile = i / tap_tiles / k->kh % x_tiles;
-        const Py_ssize_t a_tile = i / tap_tiles / k->kh / x_tiles % a_tiles;
-        const Py_ssize_t group = i / tap_tiles / k->kh / x_tiles / a_tiles;
+    const Py_ssize_t all = k->groups * a_tiles * x_tiles * tap_tiles * k->kh, stop = piece(all, part + 1, parts);
+    for (Py_ssize_t i = piece(all, part, parts), rows; i < stop; i += rows) {
+        const Py_ssize_t u = i % k->kh, taps = i / k->kh % tap_tiles, x_tile = i / k->kh / tap_tiles % x_tiles;
+        const Py_ssize_t a_tile = i / k->kh / tap_tiles / x_tiles % a_tiles;
+        const Py_ssize_t group = i / k->kh / tap_tiles / x_tiles / a_tiles;
         const Py_ssize_t r = piece(k->a_channels, a_tile, a_tiles), r_end = piece(k->a_channels, a_tile + 1, a_tiles);
         const Py_ssize_t s = piece(k->x_channels, x_tile, x_tiles), s_end = piece(k->x_channels, x_tile + 1, x_tiles);
         const Py_ssize_t v = piece(k->kw, taps, tap_tiles), v_end = piece(k->kw, taps + 1, tap_tiles);
-        F(correlate_kernel_row)(k, a + (group * k->a_channels + r) * a_plane, x + (group * k->x_channels + s) * x_plane,
-                                r_end - r, s_end - s, u, v, v_end,
-                                dw + group * k->dw_group + r * k->dw_a + s * k->dw_x);
+        const int adds = db && !u && !taps && !(k->sums_of_x ? a_tile : x_tile);
+        rows = least(CORRELATE_MOST / ((r_end - r) * (s_end - s) * (v_end - v)), least(stop - i, k->kh - u));
+        F(correlate_kernel_rows)(k, a + (group * k->a_channels + r) * a_plane, x + (group * k->x_channels + s) * x_plane,
+                                 r_end - r, s_end - s, u, u + rows, v, v_end,
+                                 dw + group * k->dw_group + r * k->dw_a + s * k->dw_x,
+                                 !adds ? 0 : k->sums_of_x ? db + group * k->x_channels + s : db + group * k->a_channels + r);
     }
 }
 
