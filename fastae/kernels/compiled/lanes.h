@@ -24,6 +24,15 @@
 
 #ifndef FASTAE_AXIS
 #define FASTAE_AXIS
+/* Keeps a vector in its register: GCC would load it anew for every product it is used in, and loads are what is short. */
+#if defined(__x86_64__)
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
+#elif defined(__aarch64__)
+#define IN_REGISTER(v) __asm__("" : "+w"(v))
+#else
+#define IN_REGISTER(v) (void)0
+#endif
+
 /* One axis of a gather: element u of the kernel meets output place p at source place (p down + u dilation + offset) / up,
  * where that is whole. One of up and down is 1. */
 typedef struct {
@@ -340,7 +349,8 @@ INLINE void F(correlate_tile)(const int R, const int S, const REAL *a, Py_ssize_
                     UNROLL for (int s = 0; s < S; s++) xs[s] = F(load)(right + s * x_s);
                     UNROLL for (int r = 0; r < R; r++)
                     {
-                        const V ar = F(load)(left + r * a_r);
+                        V ar = F(load)(left + r * a_r);
+                        if (S > 1) IN_REGISTER(ar);
                         UNROLL for (int s = 0; s < S; s++) acc[r][s] += ar * xs[s];
                     }
                     left += BLOCK;
