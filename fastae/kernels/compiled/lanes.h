@@ -92,6 +92,24 @@ static inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) { return a >= 0 ? 
 static inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) { return a < b ? a : b; }
 static inline Py_ssize_t most(Py_ssize_t a, Py_ssize_t b) { return a > b ? a : b; }
 
+/* Places first to end of an axis that meet the same elements: those from begin to before stop of them (counted within the
+ * phase), of which from `from` to before `to` all elements are inside. `step` is from place to place in the source. */
+typedef struct {
+    Taps taps;
+    Py_ssize_t step, begin, stop, from, to;
+} Phase;
+
+static inline Phase phase_of(const Axis *axis, Py_ssize_t phase, Py_ssize_t first, Py_ssize_t end)
+{
+    Phase p = {taps_of(axis, phase), axis->up > 1 ? 1 : axis->down, 0, 0, 0, 0};
+    const Py_ssize_t last = p.taps.source + (p.taps.count - 1) * p.taps.source_step, furthest = most(p.taps.source, last);
+    p.begin = most(ceil_div(first - phase, axis->up), 0);
+    p.stop = ceil_div(end - phase, axis->up);
+    p.from = least(most(ceil_div(-least(p.taps.source, last), p.step), p.begin), p.stop);
+    p.to = most(least(axis->size > furthest ? (axis->size - 1 - furthest) / p.step + 1 : 0, p.stop), p.from);
+    return p;
+}
+
 /* What a gather reads and makes, in each of `groups` blocks of channels. */
 typedef struct {
     Axis h, w;
@@ -275,38 +293,50 @@ STATIC void F(gather_places)(const Gather *g, const Taps *rows, Taps columns, Py
     switch (channels * 16 + count) { LANE_TILES(GATHER_TILE) }
 }
 
-/* One row of the output, places first to end, for `channels` <= LANE_ROWS channels; y is where `first` goes. */
-STATIC void F(gather_row)(const Gather *g, Py_ssize_t row, Py_ssize_t first, Py_ssize_t end, const REAL *source,
-                          const REAL *weight, const REAL *bias, Py_ssize_t channels, REAL *y, Py_ssize_t y_r)
+/* Places begin to stop of a phase of one axis, for elements of the other axis that are given; y is where place 0 of the
+ * phase goes. Places with all their taps inside come in tiles, the others one by one. */
+STATIC void F(gather_line)(const Gather *g, const Phase *phase, Py_ssize_t begin, Py_ssize_t stop, int down, Taps other,
+                           const REAL *source, const REAL *weight, const REAL *bias, Py_ssize_t channels, REAL *y,
+                           Py_ssize_t y_r, Py_ssize_t y_t)
 {
-    const Taps rows = inside(taps_of(&g->h, row), g->h.size);
-    const Py_ssize_t phases = g->w.up, size = g->w.size;
-    const Py_ssize_t step = phases > 1 ? 1 : g->w.down; /* from place to place of a phase, in the source */
-    const Py_ssize_t beside = LANE_BESIDE(channels);
-    for (Py_ssize_t phase = 0; phase < least(phases, end); phase++) { /* a stride may be larger than the image */
-        const Taps all = taps_of(&g->w, phase);
-        const Py_ssize_t begin = most(ceil_div(first - phase, phases), 0), stop = ceil_div(end - phase, phases);
-        const Py_ssize_t last = all.source + (all.count - 1) * all.source_step;
-        /* places whose taps are all inside: in tiles; the others one by one */
-        Py_ssize_t from = ceil_div(-least(all.source, last), step);
-        Py_ssize_t to = size > most(all.source, last) ? (size - 1 - most(all.source, last)) / step + 1 : 0;
-        from = least(most(from, begin), stop);
-        to = most(least(to, stop), from);
-        for (Py_ssize_t t = begin; t < stop;) {
-            Taps taps = all;
-            Py_ssize_t count = 1;
-            taps.source += t * step;
-            if (t >= from && t < to) {
-                const Py_ssize_t pieces = (to - from + beside - 1) / beside;
-                Py_ssize_t k = (t - from) * pieces / (to - from);
-                while (piece(to - from, k + 1, pieces) <= t - from) k++;
-                count = from + piece(to - from, k + 1, pieces) - t;
-            } else {
-                taps = inside(taps, size);
+    const Py_ssize_t beside = LANE_BESIDE(channels), whole = phase->to - phase->from;
+    const Py_ssize_t pieces = (whole + beside - 1) / beside, x_t = phase->step * (down ? g->w.size : 1) * BLOCK;
+    for (Py_ssize_t t = begin, k = 0; t < stop;) {
+        Taps taps = phase->taps;
+        Py_ssize_t count = 1;
+        taps.source += t * phase->step;
+        if (t >= phase->from && t < phase->to)
+            count = phase->from + piece(whole, ++k, pieces) - t;
+        else
+            taps = inside(taps, down ? g->h.size : g->w.size);
+        F(gather_places)(g, down ? &taps : &other, down ? other : taps, count, source, weight, bias, channels, x_t,
+                         y + t * y_t, y_r, y_t);
+        t += count;
+    }
+}
+
+/* Rows `row` to `row_end` of the output, places first to end, for `channels` <= LANE_ROWS channels; y is where the first
+ * place goes, rows are y_h apart. Tiles lie along the rows, and down the columns where not all taps are inside. */
+STATIC void F(gather_rows)(const Gather *g, Py_ssize_t row, Py_ssize_t row_end, Py_ssize_t first, Py_ssize_t end,
+                           const REAL *source, const REAL *weight, const REAL *bias, Py_ssize_t channels, REAL *y,
+                           Py_ssize_t y_r, Py_ssize_t y_h)
+{
+    for (Py_ssize_t i = 0; i < least(g->w.up, end); i++) { /* a stride may be larger than the image */
+        const Phase columns = phase_of(&g->w, i, first, end);
+        REAL *to = y + (i - first) * BLOCK;
+        for (Py_ssize_t p = row; p < row_end && columns.to > columns.from; p++)
+            F(gather_line)(g, &columns, columns.from, columns.to, 0, inside(taps_of(&g->h, p), g->h.size), source, weight,
+                           bias, channels, to + (p - row) * y_h, y_r, g->w.up * BLOCK);
+        for (Py_ssize_t t = columns.begin; t < columns.stop; t++) {
+            if (t >= columns.from && t < columns.to) continue;
+            Taps taps = columns.taps;
+            taps.source += t * columns.step;
+            taps = inside(taps, g->w.size);
+            for (Py_ssize_t j = 0; j < least(g->h.up, row_end); j++) {
+                const Phase rows = phase_of(&g->h, j, row, row_end);
+                F(gather_line)(g, &rows, rows.begin, rows.stop, 1, taps, source, weight, bias, channels,
+                               to + t * g->w.up * BLOCK + (j - row) * y_h, y_r, g->h.up * y_h);
             }
-            F(gather_places)(g, &rows, taps, count, source, weight, bias, channels, step * BLOCK,
-                             y + (phase + t * phases - first) * BLOCK, y_r, phases * BLOCK);
-            t += count;
         }
     }
 }
@@ -545,21 +575,23 @@ INLINE void F(max_unpool_plane)(const Py_ssize_t lanes, const Pooling *k, const 
             for (Py_ssize_t q = 0; q < count; q++) {
                 const Py_ssize_t top = p * k->stride_h - k->padding_top;
                 const Py_ssize_t left = (begin + q) * k->stride_w - k->padding_left;
-                for (Py_ssize_t u = most(-top, 0); u < k->kernel_h && top + u < k->ih; u++)
-                    for (Py_ssize_t v = most(-left, 0); v < k->kernel_w && left + v < k->iw; v++) {
-                        REAL *to = dx + ((top + u) * k->iw + left + v) * lanes;
-                        const REAL here = (REAL)(u * k->kernel_w + v);
-                        if (lanes == 1) {
-                            const REAL slope = position[row + q] == here ? from[q] : 0;
-                            *to = apart ? slope : *to + slope;
-                            continue;
+                const Py_ssize_t u_end = least(k->kernel_h, k->ih - top), v_end = least(k->kernel_w, k->iw - left);
+                for (Py_ssize_t l = 0; l < lanes; l += lanes == 1 ? 1 : LANES) {
+                    const REAL *place = position + row + q * lanes + l, *slope = from + q * lanes + l;
+                    const V at = lanes == 1 ? (V){0} : F(load)(place), all = lanes == 1 ? (V){0} : F(load)(slope);
+                    for (Py_ssize_t u = most(-top, 0); u < u_end; u++)
+                        for (Py_ssize_t v = most(-left, 0); v < v_end; v++) {
+                            REAL *to = dx + ((top + u) * k->iw + left + v) * lanes + l;
+                            const REAL here = (REAL)(u * k->kernel_w + v);
+                            if (lanes == 1) {
+                                const REAL one = *place == here ? *slope : 0;
+                                *to = apart ? one : *to + one;
+                            } else {
+                                const V some = F(pick)(at == here, all, (V){0});
+                                F(store)(to, apart ? some : F(load)(to) + some);
+                            }
                         }
-                        for (Py_ssize_t l = 0; l < lanes; l += LANES) {
-                            const V slope = F(pick)(F(load)(position + row + q * lanes + l) == here,
-                                                    F(load)(from + q * lanes + l), (V){0});
-                            F(store)(to + l, apart ? slope : F(load)(to + l) + slope);
-                        }
-                    }
+                }
             }
         }
 }
@@ -676,6 +708,19 @@ STATIC void F(downsum)(Py_ssize_t lanes, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_
         F(downsum_plane)(BLOCK, ih, iw, fh, fw, dy, dx);
 }
 
+/* The largest of *old and rows x columns numbers, and where it is; a NaN is the largest. */
+INLINE void F(pool_window)(const Py_ssize_t rows, const Py_ssize_t columns, const REAL *from, Py_ssize_t row, REAL number,
+                           Py_ssize_t pool_w, V *old, V *at)
+{
+    for (Py_ssize_t u = 0; u < rows; u++)
+        for (Py_ssize_t i = 0; i < columns; i++) {
+            const V new = F(load)(from + u * row + i * BLOCK);
+            const VI take = ~(new <= *old) & (*old == *old);
+            *old = F(pick)(take, new, *old);
+            *at = F(pick)(take, F(splat)(number + (REAL)(u * pool_w + i)), *at);
+        }
+}
+
 #define POOL_MOST 512 /* vectors of a gather that wait to be pooled: they stay in the first cache */
 
 /* One row of a max-pooling of windows side by side, over rows of a gather that are made as they are needed: all rows of
@@ -691,10 +736,9 @@ STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_
     for (Py_ssize_t top = 0; top < pool_h; top += together)
         for (Py_ssize_t first = 0; first < width * pool_w; first += step) {
             const Py_ssize_t columns = least(step, width * pool_w - first);
-            for (Py_ssize_t u = 0; u < together; u++)
-                F(gather_row)(g, row * pool_h + top + u, first, first + columns, source, weight, bias, channels,
-                              made + u * columns * BLOCK, together * columns * BLOCK);
-            if (activation != LINEAR) F(map_activate)(made, made, channels * together * columns * BLOCK, activation);
+            F(gather_rows)(g, row * pool_h + top, row * pool_h + top + together, first, first + columns, source, weight,
+                           bias, channels, made, together * columns * BLOCK, columns * BLOCK);
+            if (activation != LINEAR && activation != RELU) F(map_activate)(made, made, channels * together * columns * BLOCK, activation);
             for (Py_ssize_t r = 0; r < channels; r++)
                 for (Py_ssize_t j = 0, v; j < columns; j += v) {
                     const Py_ssize_t q = (first + j) / pool_w, left = (first + j) % pool_w;
@@ -703,15 +747,15 @@ STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_
                     for (Py_ssize_t part = 0; part < BLOCK; part += LANES) {
                         const REAL *from = made + (r * together * columns + j) * BLOCK + part;
                         const int begun = top || left;
-                        V old = F(load)(begun ? value + part : from);
+                        /* the largest number and 0: ReLU is asked of the first alone */
+                        V old = begun ? F(load)(value + part)
+                                      : F(activate)(F(load)(from), activation == RELU ? RELU : LINEAR);
                         V at = begun && place ? F(load)(place + part) : (V){0};
-                        for (Py_ssize_t u = 0; u < together; u++)
-                            for (Py_ssize_t i = 0; i < v; i++) {
-                                const V new = F(load)(from + (u * columns + i) * BLOCK);
-                                const VI take = (new > old) | ((new != new) & (old == old));
-                                old = F(pick)(take, new, old);
-                                at = F(pick)(take, F(splat)((REAL)((top + u) * pool_w + left + i)), at);
-                            }
+                        const REAL number = (REAL)(top * pool_w + left);
+                        if (together == 2 && v == 2)
+                            F(pool_window)(2, 2, from, columns * BLOCK, number, pool_w, &old, &at);
+                        else
+                            F(pool_window)(together, v, from, columns * BLOCK, number, pool_w, &old, &at);
                         F(store)(value + part, old);
                         if (place) F(store)(place + part, at);
                     }
@@ -746,7 +790,8 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
         }
         return;
     }
-    for (Py_ssize_t i = piece(all, part, parts); i < piece(all, part + 1, parts); i++) {
+    const Py_ssize_t stop = piece(all, part + 1, parts);
+    for (Py_ssize_t i = piece(all, part, parts), rows; i < stop; i += rows) {
         const Py_ssize_t block = weights_stay ? i % g->blocks : i / (bands * height);
         const Py_ssize_t rest = weights_stay ? i / g->blocks : i % (bands * height);
         const Py_ssize_t row = rest % height, group = rest / height / tiles, tile = rest / height % tiles;
@@ -755,18 +800,19 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
         const REAL *source = x + (block * g->groups + group) * g->channels * x_plane;
         const REAL *weight = w + group * g->w_group + first * g->w_out, *from = bias ? bias + output : 0;
         const Py_ssize_t at = (block * g->groups * g->outputs + output) * y_plane + row * width * BLOCK;
+        rows = weights_stay || pool_h ? 1 : least(least(stop - i, height - row), 2 * LANE_BESIDE(end - first));
         if (pool_h) {
             F(gather_pool_row)(g, row, pool_h, pool_w, width, source, weight, from, end - first, activation, y + at,
                                position ? position + at : 0, y_plane);
             continue;
         }
-        F(gather_row)(g, row, 0, width, source, weight, from, end - first, y + at, y_plane);
+        F(gather_rows)(g, row, row + rows, 0, width, source, weight, from, end - first, y + at, y_plane, width * BLOCK);
         for (Py_ssize_t r = 0; activation != LINEAR && r < end - first; r++) {
             REAL *made = y + at + r * y_plane;
             if (saved)
-                F(map_slope)(made, saved + at + r * y_plane, made, width * BLOCK, activation);
+                F(map_slope)(made, saved + at + r * y_plane, made, rows * width * BLOCK, activation);
             else
-                F(map_activate)(made, made, width * BLOCK, activation);
+                F(map_activate)(made, made, rows * width * BLOCK, activation);
         }
     }
 }
