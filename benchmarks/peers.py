@@ -8,8 +8,9 @@
 Every library has a process of its own for each number of threads; they take turns, the others resting
 meanwhile. All begin from the same weights and see the same float32 batches, and nothing is timed before
 losses and reconstructions agree with those of a float64 reference. On several threads fastae chooses how
-many of them to take, as it does where nobody says. A turn is a stretch of updates of some
-10 ms; JAX's scan always does an epoch's updates at once. A step's time is the median over the turns.
+many of them to take, as it does where nobody says. A turn is an epoch of 50 updates, which JAX's scan always
+does at once, or, of the slower ones, as many as take 100 ms: after its rest a library finds its caches cold,
+and its threads asleep. A step's time is the median over the turns.
 
 The limits of the machine are measured in the same run by a small compiled probe. FLOPs and bytes are those
 of the network as published, nothing fused, for every contender; what saves FLOPs may pass the limit.
@@ -46,7 +47,7 @@ PACKAGES = {"fastae": "fastae", "torch": "torch", "jax": "jax"}
 OURS = ("cython", "numba", "numpy")
 ROWS = (1, 1000)  # of inference
 LEAST_ROUNDS = 7
-TURN = 0.010  # seconds
+TURN = 0.1  # seconds
 #: Of a float32 reconstruction, a number between 0 and 1 or so.
 OUTPUT_TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}
 
@@ -212,7 +213,7 @@ def measure(
         units = {}
         for key, call in calls.items():
             call(2)
-            units[key] = max(int(TURN / 5 * 3 / call(3)), 1)
+            units[key] = max(int(TURN / 10 * 3 / call(3)), 1)
         name = f"inference of {rows} row{'s' * (rows > 1)}"
         collect(name, interleave(calls, units, seconds / 4))
     return results, missing, wrong

@@ -97,6 +97,7 @@ cdef extern from "team.h" nogil:
         pass
     void tell(Seat* seat, uint32_t round)
     void wait_for(Seat* seat, uint32_t round)
+    int move_apart(Seat* seats, Py_ssize_t part, Py_ssize_t parts)
     void meet(Seat* seats, uint32_t* round, Py_ssize_t part, Py_ssize_t parts)
     ctypedef struct Tuner:
         int team
@@ -841,6 +842,8 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
     cdef const int64_t* row
     cdef int64_t* header = <int64_t*>arena
     cdef uint32_t round = 0, recalls = 0
+    if parts > 1:
+        move_apart(job.seats, part, parts)
     while batch * job.batch < job.rows:
         if job.tuner != NULL and part > 0:
             if job.alone_from == batch:
@@ -848,6 +851,7 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
                 wait_for(&job.recall, recalls)
                 if job.over:
                     return
+                move_apart(job.seats, part, parts)
                 batch = job.next_batch
         elif job.tuner != NULL:
             if job.alone_from == batch:

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <time.h>
 #if defined(__linux__)
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -22,7 +23,8 @@
 #define FASTAE_PAUSE() ((void)0)
 #endif
 
-#define FASTAE_SPINS 2000
+#define FASTAE_SPINS 2000  /* some 30 us */
+#define FASTAE_LONG 20000
 
 /* Numbers below the smallest normal one are taken as 0 while a Program runs: moments of parameters that no longer
  * learn decay into them, and arithmetic on them is a hundred times slower. Returns what to restore. */
@@ -79,7 +81,8 @@ static inline void wake_all(const uint32_t *word) { (void)word; }
 typedef struct {
     uint32_t round;
     uint32_t asleep; /* how many sleep until it goes on */
-    char apart[120];
+    int processor;   /* one more than the number of that on which it was seen last; 0: not seen */
+    char apart[116];
 } Seat;
 
 static inline void tell(Seat *seat, uint32_t round)
@@ -89,27 +92,72 @@ static inline void tell(Seat *seat, uint32_t round)
         wake_all(&seat->round);
 }
 
-/* Spin for a moment, then sleep: where there are more threads than processors the one that is waited for gets one.
- * To spin on, or to yield, would take it away for the whole of a time slice, at every barrier. */
-static inline void wait_for(Seat *seat, uint32_t round)
+/* Whether `seat` comes to the round within so many spins. */
+static inline int spin_for(const Seat *seat, uint32_t round, int spins)
 {
-    for (int spins = 0; spins < FASTAE_SPINS; spins++) {
-        if ((int32_t)(__atomic_load_n(&seat->round, __ATOMIC_ACQUIRE) - round) >= 0) return;
+    for (; spins > 0; spins--) {
+        if ((int32_t)(__atomic_load_n(&seat->round, __ATOMIC_ACQUIRE) - round) >= 0) return 1;
         FASTAE_PAUSE();
     }
+    return 0;
+}
+
+static inline void sleep_for(Seat *seat, uint32_t round)
+{
     __atomic_add_fetch(&seat->asleep, 1, __ATOMIC_SEQ_CST);
     for (uint32_t seen; (int32_t)((seen = __atomic_load_n(&seat->round, __ATOMIC_SEQ_CST)) - round) < 0;)
         sleep_while(&seat->round, seen);
     __atomic_sub_fetch(&seat->asleep, 1, __ATOMIC_SEQ_CST);
 }
 
-/* A barrier: everyone tells, and looks at all others, so that it costs one way between two cores. */
+static inline void wait_for(Seat *seat, uint32_t round)
+{
+    if (!spin_for(seat, round, FASTAE_SPINS)) sleep_for(seat, round);
+}
+
+/* Leave a processor on which another of the team is. A thread that has just been started or woken is often put on the
+ * processor of the one that did it, though others are idle, and it takes the system some 15 ms to notice: the team
+ * would be slower than one thread for as long. Where the thread may run afterwards stays as it was.
+ * Gives whether it still has its processor with another. */
+static inline int move_apart(Seat *seats, Py_ssize_t part, Py_ssize_t parts)
+{
+#if defined(__linux__) && defined(CPU_SETSIZE)
+    const int here = sched_getcpu();
+    __atomic_store_n(&seats[part].processor, here + 1, __ATOMIC_RELAXED);
+    int shared = 0;
+    for (Py_ssize_t other = 0; other < parts; other++)
+        shared |= other != part && __atomic_load_n(&seats[other].processor, __ATOMIC_RELAXED) == here + 1;
+    cpu_set_t allowed, others;
+    if (!shared || sched_getaffinity(0, sizeof(allowed), &allowed)) return shared;
+    others = allowed;
+    for (Py_ssize_t other = 0; other < parts; other++) {
+        const int taken = __atomic_load_n(&seats[other].processor, __ATOMIC_RELAXED) - 1;
+        if (taken >= 0 && taken < CPU_SETSIZE) CPU_CLR(taken, &others);
+    }
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof(others), &others)) return shared;
+    __atomic_store_n(&seats[part].processor, sched_getcpu() + 1, __ATOMIC_RELAXED);
+    sched_setaffinity(0, sizeof(allowed), &allowed);
+#else
+    (void)seats, (void)part, (void)parts;
+#endif
+    return 0;
+}
+
+/* A barrier: everyone tells, and looks at all others, so that it costs one way between two cores.
+ *
+ * Who has to wait spins, for to be woken takes a hundred times as long as to go on and may lead to the processor of the
+ * one that wakes. But not for long: where there are more threads than processors the one that is waited for may need
+ * this one. To spin on, or to yield, would take it away for the whole of a time slice, at every barrier. */
 static inline void meet(Seat *seats, uint32_t *round, Py_ssize_t part, Py_ssize_t parts)
 {
     if (parts == 1) return;
     tell(seats + part, ++*round);
-    for (Py_ssize_t other = 0; other < parts; other++)
-        if (other != part) wait_for(seats + other, *round);
+    for (Py_ssize_t other = 0; other < parts; other++) {
+        if (other == part || spin_for(seats + other, *round, FASTAE_SPINS)) continue;
+        if (!move_apart(seats, part, parts) && spin_for(seats + other, *round, FASTAE_LONG)) continue;
+        sleep_for(seats + other, *round);
+        move_apart(seats, part, parts);
+    }
 }
 
 /* Whether a batch is done faster by the team or by one thread alone is measured while they run, again and again, for
