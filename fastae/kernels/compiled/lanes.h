@@ -219,12 +219,12 @@ STATIC void F(deinterleave)(const REAL *x, Py_ssize_t rows, Py_ssize_t size, REA
 
 /* -- gather -------------------------------------------------------------------------------------------------------- */
 
-/* R channels x T places in registers. Steps are in elements: x_* in the source and w_* in the weight from one channel,
+/* R channels x T places in registers, with `relu` ReLU of them, or times its derivative in `saved`, laid as y. Steps are in elements: x_* in the source and w_* in the weight from one channel,
  * kernel row and kernel column to the next, x_t from place to place. */
 INLINE void F(gather_tile)(const int R, const int T, const REAL *x, Py_ssize_t x_c, Py_ssize_t x_h, Py_ssize_t x_w,
                            Py_ssize_t x_t, const REAL *w, Py_ssize_t w_r, Py_ssize_t w_c, Py_ssize_t w_h, Py_ssize_t w_w,
-                           Py_ssize_t channels, Py_ssize_t kh, Py_ssize_t kw, const REAL *bias, REAL *y, Py_ssize_t y_r,
-                           Py_ssize_t y_t)
+                           Py_ssize_t channels, Py_ssize_t kh, Py_ssize_t kw, const REAL *bias, int relu, const REAL *saved,
+                           REAL *y, Py_ssize_t y_r, Py_ssize_t y_t)
 {
     for (Py_ssize_t part = 0; part < BLOCK; part += LANES) {
         V acc[LANE_ROWS][8];
@@ -249,6 +249,8 @@ INLINE void F(gather_tile)(const int R, const int T, const REAL *x, Py_ssize_t x
                     by += w_w;
                 }
             }
+        UNROLL for (int r = 0; relu && r < R; r++) UNROLL for (int t = 0; t < T; t++)
+            acc[r][t] = saved ? F(slope)(acc[r][t], F(load)(saved + r * y_r + t * y_t + part), RELU) : F(activate)(acc[r][t], RELU);
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++)
             F(store)(y + r * y_r + t * y_t + part, acc[r][t]);
     }
@@ -257,7 +259,7 @@ INLINE void F(gather_tile)(const int R, const int T, const REAL *x, Py_ssize_t x
 #define GATHER_TILE(R, T) \
     case (R) * 16 + (T): \
         F(gather_tile)(R, T, x, x_c, x_h, x_w, x_t, w, g->w_out, g->w_in, w_h, w_w, g->channels, rows->count, columns.count, \
-                       bias, y, y_r, y_t); \
+                       bias, relu, saved, y, y_r, y_t); \
         break;
 #if TILE_COLUMNS > 3
 #define LANE_TILES(TILE) \
@@ -282,8 +284,8 @@ INLINE void F(gather_tile)(const int R, const int T, const REAL *x, Py_ssize_t x
 
 /* `count` places from t on, of one phase: places of the output that meet the same taps. */
 STATIC void F(gather_places)(const Gather *g, const Taps *rows, Taps columns, Py_ssize_t count, const REAL *source,
-                             const REAL *weight, const REAL *bias, Py_ssize_t channels, Py_ssize_t x_t, REAL *y,
-                             Py_ssize_t y_r, Py_ssize_t y_t)
+                             const REAL *weight, const REAL *bias, int relu, const REAL *saved, Py_ssize_t channels,
+                             Py_ssize_t x_t, REAL *y, Py_ssize_t y_r, Py_ssize_t y_t)
 {
     const Py_ssize_t x_c = g->h.size * g->w.size * BLOCK;
     const Py_ssize_t x_h = rows->source_step * g->w.size * BLOCK, x_w = columns.source_step * BLOCK;
@@ -296,8 +298,8 @@ STATIC void F(gather_places)(const Gather *g, const Taps *rows, Taps columns, Py
 /* Places begin to stop of a phase of one axis, for elements of the other axis that are given; y is where place 0 of the
  * phase goes. Places with all their taps inside come in tiles, the others one by one. */
 STATIC void F(gather_line)(const Gather *g, const Phase *phase, Py_ssize_t begin, Py_ssize_t stop, int down, Taps other,
-                           const REAL *source, const REAL *weight, const REAL *bias, Py_ssize_t channels, REAL *y,
-                           Py_ssize_t y_r, Py_ssize_t y_t)
+                           const REAL *source, const REAL *weight, const REAL *bias, int relu, const REAL *saved,
+                           Py_ssize_t channels, REAL *y, Py_ssize_t y_r, Py_ssize_t y_t)
 {
     const Py_ssize_t beside = LANE_BESIDE(channels), whole = phase->to - phase->from;
     const Py_ssize_t pieces = (whole + beside - 1) / beside, x_t = phase->step * (down ? g->w.size : 1) * BLOCK;
@@ -309,8 +311,8 @@ STATIC void F(gather_line)(const Gather *g, const Phase *phase, Py_ssize_t begin
             count = phase->from + piece(whole, ++k, pieces) - t;
         else
             taps = inside(taps, down ? g->h.size : g->w.size);
-        F(gather_places)(g, down ? &taps : &other, down ? other : taps, count, source, weight, bias, channels, x_t,
-                         y + t * y_t, y_r, y_t);
+        F(gather_places)(g, down ? &taps : &other, down ? other : taps, count, source, weight, bias, relu,
+                         saved ? saved + t * y_t : 0, channels, x_t, y + t * y_t, y_r, y_t);
         t += count;
     }
 }
@@ -318,15 +320,16 @@ STATIC void F(gather_line)(const Gather *g, const Phase *phase, Py_ssize_t begin
 /* Rows `row` to `row_end` of the output, places first to end, for `channels` <= LANE_ROWS channels; y is where the first
  * place goes, rows are y_h apart. Tiles lie along the rows, and down the columns where not all taps are inside. */
 STATIC void F(gather_rows)(const Gather *g, Py_ssize_t row, Py_ssize_t row_end, Py_ssize_t first, Py_ssize_t end,
-                           const REAL *source, const REAL *weight, const REAL *bias, Py_ssize_t channels, REAL *y,
-                           Py_ssize_t y_r, Py_ssize_t y_h)
+                           const REAL *source, const REAL *weight, const REAL *bias, int relu, const REAL *saved,
+                           Py_ssize_t channels, REAL *y, Py_ssize_t y_r, Py_ssize_t y_h)
 {
     for (Py_ssize_t i = 0; i < least(g->w.up, end); i++) { /* a stride may be larger than the image */
         const Phase columns = phase_of(&g->w, i, first, end);
-        REAL *to = y + (i - first) * BLOCK;
-        for (Py_ssize_t p = row; p < row_end && columns.to > columns.from; p++)
+        for (Py_ssize_t p = row; p < row_end && columns.to > columns.from; p++) {
+            const Py_ssize_t at = (i - first) * BLOCK + (p - row) * y_h;
             F(gather_line)(g, &columns, columns.from, columns.to, 0, inside(taps_of(&g->h, p), g->h.size), source, weight,
-                           bias, channels, to + (p - row) * y_h, y_r, g->w.up * BLOCK);
+                           bias, relu, saved ? saved + at : 0, channels, y + at, y_r, g->w.up * BLOCK);
+        }
         for (Py_ssize_t t = columns.begin; t < columns.stop; t++) {
             if (t >= columns.from && t < columns.to) continue;
             Taps taps = columns.taps;
@@ -334,8 +337,9 @@ STATIC void F(gather_rows)(const Gather *g, Py_ssize_t row, Py_ssize_t row_end, 
             taps = inside(taps, g->w.size);
             for (Py_ssize_t j = 0; j < least(g->h.up, row_end); j++) {
                 const Phase rows = phase_of(&g->h, j, row, row_end);
-                F(gather_line)(g, &rows, rows.begin, rows.stop, 1, taps, source, weight, bias, channels,
-                               to + t * g->w.up * BLOCK + (j - row) * y_h, y_r, g->h.up * y_h);
+                const Py_ssize_t at = (i + t * g->w.up - first) * BLOCK + (j - row) * y_h;
+                F(gather_line)(g, &rows, rows.begin, rows.stop, 1, taps, source, weight, bias, relu, saved ? saved + at : 0,
+                               channels, y + at, y_r, g->h.up * y_h);
             }
         }
     }
@@ -343,8 +347,8 @@ STATIC void F(gather_rows)(const Gather *g, Py_ssize_t row, Py_ssize_t row_end, 
 
 /* A gather whose source and output have one place: a product of matrices, in which blocks of rows lie side by side in a
  * tile, for outputs `first` to `end` of all groups. */
-STATIC void F(gather_place)(const Gather *g, const REAL *x, const REAL *w, const REAL *bias, REAL *y, Py_ssize_t group,
-                            Py_ssize_t first, Py_ssize_t end)
+STATIC void F(gather_place)(const Gather *g, const REAL *x, const REAL *w, const REAL *bias, int relu, const REAL *saved,
+                            REAL *y, Py_ssize_t group, Py_ssize_t first, Py_ssize_t end)
 {
     const Taps one = {0, 1, 1, 0, 1};
     const Py_ssize_t x_t = g->groups * g->channels * BLOCK, y_t = g->groups * g->outputs * BLOCK;
@@ -354,9 +358,10 @@ STATIC void F(gather_place)(const Gather *g, const REAL *x, const REAL *w, const
     for (Py_ssize_t r = 0; bias && r < count; r++) biases[r] = bias[(output + r) / g->places];
     for (Py_ssize_t k = 0; k < pieces; k++) {
         const Py_ssize_t block = piece(g->blocks, k, pieces), blocks = piece(g->blocks, k + 1, pieces) - block;
+        const Py_ssize_t at = block * y_t + output * BLOCK;
         F(gather_places)(g, &one, one, blocks, x + block * x_t + group * g->channels * BLOCK,
-                         w + group * g->w_group + first * g->w_out, bias ? biases : 0, count, x_t,
-                         y + block * y_t + output * BLOCK, BLOCK, y_t);
+                         w + group * g->w_group + first * g->w_out, bias ? biases : 0, relu, saved ? saved + at : 0, count,
+                         x_t, y + at, BLOCK, y_t);
     }
 }
 
@@ -737,7 +742,7 @@ STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_
         for (Py_ssize_t first = 0; first < width * pool_w; first += step) {
             const Py_ssize_t columns = least(step, width * pool_w - first);
             F(gather_rows)(g, row * pool_h + top, row * pool_h + top + together, first, first + columns, source, weight,
-                           bias, channels, made, together * columns * BLOCK, columns * BLOCK);
+                           bias, 0, 0, channels, made, together * columns * BLOCK, columns * BLOCK);
             if (activation != LINEAR && activation != RELU) F(map_activate)(made, made, channels * together * columns * BLOCK, activation);
             for (Py_ssize_t r = 0; r < channels; r++)
                 for (Py_ssize_t j = 0, v; j < columns; j += v) {
@@ -773,14 +778,15 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
     const Py_ssize_t x_plane = g->h.size * g->w.size * BLOCK, y_plane = height * width * BLOCK;
     const Py_ssize_t tiles = (g->outputs + LANE_ROWS - 1) / LANE_ROWS, bands = g->groups * tiles;
     const Py_ssize_t all = g->blocks * bands * height;
+    const int relu = activation == RELU, passes = activation != LINEAR && !relu; /* others go over what is made */
     /* The weights of a tile, where they are larger than the source they meet, are used for all blocks before the next. */
     const int weights_stay = LANE_ROWS * g->w.kernel > g->w.size * BLOCK;
     if (!pool_h && g->oh == 1 && g->ow == 1 && g->h.size == 1 && g->w.size == 1 && g->h.kernel == 1 && g->w.kernel == 1) {
         for (Py_ssize_t i = piece(bands, part, parts); i < piece(bands, part + 1, parts); i++) {
             const Py_ssize_t group = i / tiles, first = piece(g->outputs, i % tiles, tiles);
             const Py_ssize_t end = piece(g->outputs, i % tiles + 1, tiles);
-            F(gather_place)(g, x, w, bias, y, group, first, end);
-            for (Py_ssize_t block = 0; activation != LINEAR && block < g->blocks; block++) {
+            F(gather_place)(g, x, w, bias, relu, saved, y, group, first, end);
+            for (Py_ssize_t block = 0; passes && block < g->blocks; block++) {
                 const Py_ssize_t at = ((block * g->groups + group) * g->outputs + first) * BLOCK;
                 if (saved)
                     F(map_slope)(y + at, saved + at, y + at, (end - first) * BLOCK, activation);
@@ -800,14 +806,16 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
         const REAL *source = x + (block * g->groups + group) * g->channels * x_plane;
         const REAL *weight = w + group * g->w_group + first * g->w_out, *from = bias ? bias + output : 0;
         const Py_ssize_t at = (block * g->groups * g->outputs + output) * y_plane + row * width * BLOCK;
-        rows = weights_stay || pool_h ? 1 : least(least(stop - i, height - row), 2 * LANE_BESIDE(end - first));
+        rows = weights_stay || pool_h ? 1 : least(stop - i, height - row);
+        if (passes) rows = least(rows, 2 * LANE_BESIDE(end - first));
         if (pool_h) {
             F(gather_pool_row)(g, row, pool_h, pool_w, width, source, weight, from, end - first, activation, y + at,
                                position ? position + at : 0, y_plane);
             continue;
         }
-        F(gather_rows)(g, row, row + rows, 0, width, source, weight, from, end - first, y + at, y_plane, width * BLOCK);
-        for (Py_ssize_t r = 0; activation != LINEAR && r < end - first; r++) {
+        F(gather_rows)(g, row, row + rows, 0, width, source, weight, from, relu, saved ? saved + at : 0, end - first, y + at,
+                       y_plane, width * BLOCK);
+        for (Py_ssize_t r = 0; passes && r < end - first; r++) {
             REAL *made = y + at + r * y_plane;
             if (saved)
                 F(map_slope)(made, saved + at + r * y_plane, made, rows * width * BLOCK, activation);
@@ -845,7 +853,7 @@ STATIC void F(correlate_place)(const Correlation *k, const REAL *a, const REAL *
                 REAL *to = dw + group * k->dw_group + r * k->dw_a + column * BLOCK;
                 const int whole = width == wide && !n;
                 F(gather_places)(&g, &blocks_and_rows, one, count, panel, a + n * a_n + (group * k->a_channels + r) * BLOCK, 0,
-                                 r_end - r, BLOCK, whole ? to : made, whole ? k->dw_a : wide, BLOCK);
+                                 0, 0, r_end - r, BLOCK, whole ? to : made, whole ? k->dw_a : wide, BLOCK);
                 for (Py_ssize_t q = 0; !whole && q < r_end - r; q++)
                     for (Py_ssize_t j = 0; j < width; j++) to[q * k->dw_a + j] = n ? to[q * k->dw_a + j] + made[q * wide + j] : made[q * wide + j];
             }
