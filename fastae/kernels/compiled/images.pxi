@@ -128,7 +128,7 @@ cdef inline Axis spreading(Py_ssize_t stride, Py_ssize_t padding, Py_ssize_t dil
 
 
 cdef inline void one_place(Gather* g, Py_ssize_t padding_h, Py_ssize_t padding_w) noexcept nogil:
-    """A source of one place that is spread by the whole kernel: every place of the output as one more output."""
+    """A source of one place, spread by the whole kernel: every place of the output as one more output."""
     cdef Py_ssize_t places = g.h.kernel * g.w.kernel
     if (g.h.size == 1 and g.w.size == 1 and g.oh == g.h.kernel and g.ow == g.w.kernel
             and g.h.dilation == g.w.dilation == -1 and not padding_h and not padding_w):

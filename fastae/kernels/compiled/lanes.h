@@ -155,19 +155,29 @@ static inline void windows_inside(Py_ssize_t u, Py_ssize_t stride, Py_ssize_t pa
         *b = highs; \
     }
 #if VECTOR_BYTES * 8 / REAL_BITS == 16
-SWAP(swap8, SHUFFLE(*a, *b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23), SHUFFLE(*a, *b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
-SWAP(swap4, SHUFFLE(*a, *b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27), SHUFFLE(*a, *b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
-SWAP(swap2, SHUFFLE(*a, *b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29), SHUFFLE(*a, *b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
-SWAP(swap1, SHUFFLE(*a, *b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30), SHUFFLE(*a, *b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
+SWAP(swap8, SHUFFLE(*a, *b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
+     SHUFFLE(*a, *b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
+SWAP(swap4, SHUFFLE(*a, *b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27),
+     SHUFFLE(*a, *b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
+SWAP(swap2, SHUFFLE(*a, *b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
+     SHUFFLE(*a, *b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
+SWAP(swap1, SHUFFLE(*a, *b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30),
+     SHUFFLE(*a, *b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
 #elif VECTOR_BYTES * 8 / REAL_BITS == 8
-SWAP(swap4, SHUFFLE(*a, *b, 0, 1, 2, 3, 8, 9, 10, 11), SHUFFLE(*a, *b, 4, 5, 6, 7, 12, 13, 14, 15))
-SWAP(swap2, SHUFFLE(*a, *b, 0, 1, 8, 9, 4, 5, 12, 13), SHUFFLE(*a, *b, 2, 3, 10, 11, 6, 7, 14, 15))
-SWAP(swap1, SHUFFLE(*a, *b, 0, 8, 2, 10, 4, 12, 6, 14), SHUFFLE(*a, *b, 1, 9, 3, 11, 5, 13, 7, 15))
+SWAP(swap4, SHUFFLE(*a, *b, 0, 1, 2, 3, 8, 9, 10, 11),
+     SHUFFLE(*a, *b, 4, 5, 6, 7, 12, 13, 14, 15))
+SWAP(swap2, SHUFFLE(*a, *b, 0, 1, 8, 9, 4, 5, 12, 13),
+     SHUFFLE(*a, *b, 2, 3, 10, 11, 6, 7, 14, 15))
+SWAP(swap1, SHUFFLE(*a, *b, 0, 8, 2, 10, 4, 12, 6, 14),
+     SHUFFLE(*a, *b, 1, 9, 3, 11, 5, 13, 7, 15))
 #elif VECTOR_BYTES * 8 / REAL_BITS == 4
-SWAP(swap2, SHUFFLE(*a, *b, 0, 1, 4, 5), SHUFFLE(*a, *b, 2, 3, 6, 7))
-SWAP(swap1, SHUFFLE(*a, *b, 0, 4, 2, 6), SHUFFLE(*a, *b, 1, 5, 3, 7))
+SWAP(swap2, SHUFFLE(*a, *b, 0, 1, 4, 5),
+     SHUFFLE(*a, *b, 2, 3, 6, 7))
+SWAP(swap1, SHUFFLE(*a, *b, 0, 4, 2, 6),
+     SHUFFLE(*a, *b, 1, 5, 3, 7))
 #else
-SWAP(swap1, SHUFFLE(*a, *b, 0, 2), SHUFFLE(*a, *b, 1, 3))
+SWAP(swap1, SHUFFLE(*a, *b, 0, 2),
+     SHUFFLE(*a, *b, 1, 3))
 #endif
 #undef SWAP
 
@@ -214,13 +224,15 @@ STATIC void F(deinterleave)(const REAL *x, Py_ssize_t rows, Py_ssize_t size, REA
 {
     for (Py_ssize_t l = 0; l < rows; l += LANES)
         for (Py_ssize_t i = 0; i < size; i += LANES)
-            F(transpose_square)(x + i * BLOCK + l, BLOCK, size - i, least(rows - l, LANES), y + l * y_row + i, y_row, size - i);
+            F(transpose_square)(x + i * BLOCK + l, BLOCK, size - i, least(rows - l, LANES), y + l * y_row + i, y_row,
+                                size - i);
 }
 
 /* -- gather -------------------------------------------------------------------------------------------------------- */
 
-/* R channels x T places in registers, with `relu` ReLU of them, or times its derivative in `saved`, laid as y. Steps are in elements: x_* in the source and w_* in the weight from one channel,
- * kernel row and kernel column to the next, x_t from place to place. */
+/* R channels x T places in registers, with `relu` ReLU of them, or times its derivative in `saved`, laid as y. Steps are in
+ * elements: x_* in the source and w_* in the weight from one channel, kernel row and kernel column to the next, x_t from
+ * place to place. */
 INLINE void F(gather_tile)(const int R, const int T, const REAL *x, Py_ssize_t x_c, Py_ssize_t x_h, Py_ssize_t x_w,
                            Py_ssize_t x_t, const REAL *w, Py_ssize_t w_r, Py_ssize_t w_c, Py_ssize_t w_h, Py_ssize_t w_w,
                            Py_ssize_t channels, Py_ssize_t kh, Py_ssize_t kw, const REAL *bias, int relu, const REAL *saved,
@@ -250,7 +262,8 @@ INLINE void F(gather_tile)(const int R, const int T, const REAL *x, Py_ssize_t x
                 }
             }
         UNROLL for (int r = 0; relu && r < R; r++) UNROLL for (int t = 0; t < T; t++)
-            acc[r][t] = saved ? F(slope)(acc[r][t], F(load)(saved + r * y_r + t * y_t + part), RELU) : F(activate)(acc[r][t], RELU);
+            acc[r][t] = saved ? F(slope)(acc[r][t], F(load)(saved + r * y_r + t * y_t + part), RELU)
+                              : F(activate)(acc[r][t], RELU);
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++)
             F(store)(y + r * y_r + t * y_t + part, acc[r][t]);
     }
@@ -258,8 +271,8 @@ INLINE void F(gather_tile)(const int R, const int T, const REAL *x, Py_ssize_t x
 
 #define GATHER_TILE(R, T) \
     case (R) * 16 + (T): \
-        F(gather_tile)(R, T, x, x_c, x_h, x_w, x_t, w, g->w_out, g->w_in, w_h, w_w, g->channels, rows->count, columns.count, \
-                       bias, relu, saved, y, y_r, y_t); \
+        F(gather_tile)(R, T, x, x_c, x_h, x_w, x_t, w, g->w_out, g->w_in, w_h, w_w, g->channels, rows->count, \
+                       columns.count, bias, relu, saved, y, y_r, y_t); \
         break;
 #if TILE_COLUMNS > 3
 #define LANE_TILES(TILE) \
@@ -743,7 +756,8 @@ STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_
             const Py_ssize_t columns = least(step, width * pool_w - first);
             F(gather_rows)(g, row * pool_h + top, row * pool_h + top + together, first, first + columns, source, weight,
                            bias, 0, 0, channels, made, together * columns * BLOCK, columns * BLOCK);
-            if (activation != LINEAR && activation != RELU) F(map_activate)(made, made, channels * together * columns * BLOCK, activation);
+            if (activation != LINEAR && activation != RELU)
+                F(map_activate)(made, made, channels * together * columns * BLOCK, activation);
             for (Py_ssize_t r = 0; r < channels; r++)
                 for (Py_ssize_t j = 0, v; j < columns; j += v) {
                     const Py_ssize_t q = (first + j) / pool_w, left = (first + j) % pool_w;
@@ -828,7 +842,8 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
 /* The correlation where `a` has one place and x no other than those it meets: a product of matrices over the rows. A
  * panel of x is turned, so that a vector holds columns of dw and no lanes have to be added up. */
 #define PANEL_BLOCKS 4 /* of rows at a time */
-STATIC void F(correlate_place)(const Correlation *k, const REAL *a, const REAL *x, REAL *dw, Py_ssize_t part, Py_ssize_t parts)
+STATIC void F(correlate_place)(const Correlation *k, const REAL *a, const REAL *x, REAL *dw, Py_ssize_t part,
+                               Py_ssize_t parts)
 {
     REAL panel[PANEL_BLOCKS * BLOCK * 8 * BLOCK], made[LANE_TILE * BLOCK];
     const Taps blocks_and_rows = {0, 1, BLOCK, 0, 1}, one = {0, 1, 1, 0, 1};
@@ -843,7 +858,8 @@ STATIC void F(correlate_place)(const Correlation *k, const REAL *a, const REAL *
         for (Py_ssize_t n = 0; n < k->blocks; n += PANEL_BLOCKS) {
             const Py_ssize_t blocks = least(PANEL_BLOCKS, k->blocks - n);
             /* What a tile gathers: blocks are its channels, rows of a block its kernel's rows. */
-            const Gather g = {.h = {.size = BLOCK}, .w = {.size = count}, .channels = blocks, .w_in = a_n, .w_out = BLOCK, .w_h = 1};
+            const Gather g = {.h = {.size = BLOCK}, .w = {.size = count}, .channels = blocks,
+                              .w_in = a_n, .w_out = BLOCK, .w_h = 1};
             if (width < wide) memset(panel, 0, (size_t)(blocks * BLOCK * wide) * sizeof(REAL));
             for (Py_ssize_t b = 0; b < blocks; b++)
                 F(deinterleave)(x + (((n + b) * k->groups + group) * size + column * BLOCK) * BLOCK, BLOCK, width,
@@ -852,10 +868,14 @@ STATIC void F(correlate_place)(const Correlation *k, const REAL *a, const REAL *
                 const Py_ssize_t r = piece(k->a_channels, tile, tiles), r_end = piece(k->a_channels, tile + 1, tiles);
                 REAL *to = dw + group * k->dw_group + r * k->dw_a + column * BLOCK;
                 const int whole = width == wide && !n;
-                F(gather_places)(&g, &blocks_and_rows, one, count, panel, a + n * a_n + (group * k->a_channels + r) * BLOCK, 0,
-                                 0, 0, r_end - r, BLOCK, whole ? to : made, whole ? k->dw_a : wide, BLOCK);
+                const REAL *by = a + n * a_n + (group * k->a_channels + r) * BLOCK;
+                F(gather_places)(&g, &blocks_and_rows, one, count, panel, by, 0, 0, 0, r_end - r, BLOCK,
+                                 whole ? to : made, whole ? k->dw_a : wide, BLOCK);
                 for (Py_ssize_t q = 0; !whole && q < r_end - r; q++)
-                    for (Py_ssize_t j = 0; j < width; j++) to[q * k->dw_a + j] = n ? to[q * k->dw_a + j] + made[q * wide + j] : made[q * wide + j];
+                    for (Py_ssize_t j = 0; j < width; j++) {
+                        const REAL more = made[q * wide + j];
+                        to[q * k->dw_a + j] = n ? to[q * k->dw_a + j] + more : more;
+                    }
             }
         }
     }
