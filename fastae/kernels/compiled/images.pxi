@@ -6,10 +6,11 @@ cdef extern from "kernels.h" nogil:
         Py_ssize_t up, down, dilation, offset, size, kernel
     ctypedef struct Gather:
         Axis h, w
-        Py_ssize_t blocks, groups, channels, outputs, oh, ow, w_group, w_out, w_in, w_h, w_w
+        Py_ssize_t blocks, groups, channels, outputs, oh, ow, w_group, w_out, w_in, w_h, w_w, places
     ctypedef struct Correlation:
         Py_ssize_t blocks, groups, a_channels, x_channels, ah, aw, xh, xw, kh, kw
         Py_ssize_t stride_h, stride_w, padding_top, padding_left, dilation_h, dilation_w, dw_a, dw_x, dw_group
+        int sums_of_x
     ctypedef struct Pooling:
         Py_ssize_t ih, iw, oh, ow, kernel_h, kernel_w, stride_h, stride_w, padding_top, padding_left
     void gather_f32(const Gather* g, const float* x, const float* w, const float* bias, const float* saved,
@@ -19,12 +20,10 @@ cdef extern from "kernels.h" nogil:
                     const double* saved,
                     int activation, Py_ssize_t pool_h, Py_ssize_t pool_w, double* y, double* position,
                     Py_ssize_t part, Py_ssize_t parts)
-    void correlation_f32(const Correlation* k, const float* a, const float* x, float* dw,
+    void correlation_f32(const Correlation* k, const float* a, const float* x, float* dw, float* db,
                          Py_ssize_t part, Py_ssize_t parts)
-    void correlation_f64(const Correlation* k, const double* a, const double* x, double* dw,
+    void correlation_f64(const Correlation* k, const double* a, const double* x, double* dw, double* db,
                          Py_ssize_t part, Py_ssize_t parts)
-    float channel_sum_f32(const float* a, Py_ssize_t step, Py_ssize_t blocks, Py_ssize_t places)
-    double channel_sum_f64(const double* a, Py_ssize_t step, Py_ssize_t blocks, Py_ssize_t places)
     void max_pool_f32(Py_ssize_t lanes, const Pooling* k, const float* x, float* y, float* position)
     void max_pool_f64(Py_ssize_t lanes, const Pooling* k, const double* x, double* y, double* position)
     void max_unpool_f32(Py_ssize_t lanes, const Pooling* k, const float* dy, const float* position,
@@ -128,6 +127,16 @@ cdef inline Axis spreading(Py_ssize_t stride, Py_ssize_t padding, Py_ssize_t dil
     return axis
 
 
+cdef inline void one_place(Gather* g, Py_ssize_t padding_h, Py_ssize_t padding_w) noexcept nogil:
+    """A source of one place, spread by the whole kernel: every place of the output as one more output."""
+    cdef Py_ssize_t places = g.h.kernel * g.w.kernel
+    if (g.h.size == 1 and g.w.size == 1 and g.oh == g.h.kernel and g.ow == g.w.kernel
+            and g.h.dilation == g.w.dilation == -1 and not padding_h and not padding_w):
+        g.h = g.w = reading(1, 0, 1, 1, 1)
+        g.outputs, g.places, g.oh, g.ow = g.outputs * places, places, 1, 1
+        g.w_out = g.w_h = g.w_w = 1
+
+
 cdef void gather(Gather* g, const real* x, const real* w, const real* b, const real* saved, int activation,
                  Py_ssize_t pool_h, Py_ssize_t pool_w, real* room, real* y, real* position,
                  Py_ssize_t n, Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
@@ -157,7 +166,7 @@ cdef void gather(Gather* g, const real* x, const real* w, const real* b, const r
         gather_f64(g, x, w, b, saved, activation, pool_h, pool_w, y, position, part, parts)
 
 
-cdef void correlate(Correlation* k, const real* a, const real* x, real* room, real* dw,
+cdef void correlate(Correlation* k, const real* a, const real* x, real* room, real* dw, real* db,
                     Py_ssize_t n, Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     cdef Py_ssize_t rows = block_rows(x)
     cdef Py_ssize_t of_a = k.groups * k.a_channels * k.ah * k.aw, of_x = k.groups * k.x_channels * k.xh * k.xw
@@ -167,28 +176,12 @@ cdef void correlate(Correlation* k, const real* a, const real* x, real* room, re
         to_blocks(a, of_a, n, of_a, room, 0, 1)
         laid = room + k.blocks * rows * of_a
         to_blocks(x, of_x, n, of_x, laid, 0, 1)
-        correlate(k, <const real*>room, <const real*>laid, <real*>NULL, dw, n, rows, 0, 1)
+        correlate(k, <const real*>room, <const real*>laid, <real*>NULL, dw, db, n, rows, 0, 1)
         return
     if real is float:
-        correlation_f32(k, a, x, dw, part, parts)
+        correlation_f32(k, a, x, dw, db, part, parts)
     else:
-        correlation_f64(k, a, x, dw, part, parts)
-
-
-cdef void channel_sums(const real* da, real* sums, Py_ssize_t n, Py_ssize_t o, Py_ssize_t places,
-                       Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    """Sums over rows and places."""
-    cdef Py_ssize_t i, rows = block_rows(da) if pad > 1 else 1
-    for i in range(share(o, part, parts), share(o, part + 1, parts)):
-        if pad == 1:
-            if real is float:
-                sums[i] = <real>plane_sum_f32(da + i * places, 0, NULL, 0, 0, o * places, n, places, 1, 1)
-            else:
-                sums[i] = <real>plane_sum_f64(da + i * places, 0, NULL, 0, 0, o * places, n, places, 1, 1)
-        elif real is float:
-            sums[i] = channel_sum_f32(da + i * places * rows, o * places * rows, blocks_of(n, rows), places)
-        else:
-            sums[i] = channel_sum_f64(da + i * places * rows, o * places * rows, blocks_of(n, rows), places)
+        correlation_f64(k, a, x, dw, db, part, parts)
 
 
 cdef void conv2d_forward(
@@ -219,7 +212,7 @@ cdef void conv2d_max_pool2d_forward(
     g.groups, g.channels, g.outputs = groups, cg, o // groups
     g.oh, g.ow = oh * max(pool_h, 1), ow * max(pool_w, 1)
     g.w_out, g.w_in, g.w_h, g.w_w = ld(cg * kh * kw, pad), kh * kw, kw, 1
-    g.w_group = g.outputs * g.w_out
+    g.w_group, g.places = g.outputs * g.w_out, 1
     gather(&g, x, w, b, <const real*>NULL, activation, pool_h, pool_w, room, y, position, n, pad, part, parts)
 
 
@@ -236,7 +229,8 @@ cdef void conv2d_input_grad(
     g.w = spreading(stride_w, padding_left, dilation_w, ow, kw)
     g.groups, g.channels, g.outputs, g.oh, g.ow = groups, o // groups, cg, ih, iw
     g.w_out, g.w_in, g.w_h, g.w_w = kh * kw, ld(cg * kh * kw, pad), kw, 1
-    g.w_group = g.channels * g.w_in
+    g.w_group, g.places = g.channels * g.w_in, 1
+    one_place(&g, padding_top, padding_left)
     gather(&g, da, w, <const real*>NULL, x, activation if x != NULL else LINEAR, 0, 0, room, dx, <real*>NULL,
            n, pad, part, parts)
 
@@ -255,9 +249,8 @@ cdef void conv2d_weight_grad(
         kh, kw, stride_h, stride_w, padding_top, padding_left, dilation_h, dilation_w)
     k.dw_a, k.dw_x = ld(cg * kh * kw, pad), kh * kw
     k.dw_group = k.a_channels * k.dw_a
-    correlate(&k, da, x, room, dw, n, pad, part, parts)
-    if db != NULL:
-        channel_sums(da, db, n, o, oh * ow, pad, part, parts)
+    k.sums_of_x = False
+    correlate(&k, da, x, room, dw, db, n, pad, part, parts)
 
 
 cdef void conv2d_backward(
@@ -299,7 +292,8 @@ cdef void conv_transpose2d_forward(
     g.w = spreading(stride_w, padding_left, dilation_w, iw, kw)
     g.groups, g.channels, g.outputs, g.oh, g.ow = groups, c // groups, og, oh, ow
     g.w_out, g.w_in, g.w_h, g.w_w = kh * kw, ld(og * kh * kw, pad), kw, 1
-    g.w_group = g.channels * g.w_in
+    g.w_group, g.places = g.channels * g.w_in, 1
+    one_place(&g, padding_top, padding_left)
     gather(&g, x, w, b, <const real*>NULL, activation, 0, 0, room, y, <real*>NULL, n, pad, part, parts)
 
 
@@ -317,7 +311,7 @@ cdef void conv_transpose2d_input_grad(
     g.w = reading(stride_w, padding_left, dilation_w, ow, kw)
     g.groups, g.channels, g.outputs, g.oh, g.ow = groups, og, c // groups, ih, iw
     g.w_out, g.w_in, g.w_h, g.w_w = ld(og * kh * kw, pad), kh * kw, kw, 1
-    g.w_group = g.outputs * g.w_out
+    g.w_group, g.places = g.outputs * g.w_out, 1
     gather(&g, da, w, <const real*>NULL, x, activation if x != NULL else LINEAR, 0, 0, room, dx, <real*>NULL,
            n, pad, part, parts)
 
@@ -337,9 +331,8 @@ cdef void conv_transpose2d_weight_grad(
         kh, kw, stride_h, stride_w, padding_top, padding_left, dilation_h, dilation_w)
     k.dw_a, k.dw_x = ld(og * kh * kw, pad), kh * kw
     k.dw_group = k.a_channels * k.dw_a
-    correlate(&k, x, da, room, dw, n, pad, part, parts)
-    if db != NULL:
-        channel_sums(da, db, n, o, oh * ow, pad, part, parts)
+    k.sums_of_x = True
+    correlate(&k, x, da, room, dw, db, n, pad, part, parts)
 
 
 cdef void conv_transpose2d_backward(

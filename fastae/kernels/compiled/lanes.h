@@ -24,6 +24,15 @@
 
 #ifndef FASTAE_AXIS
 #define FASTAE_AXIS
+/* Keeps a vector in its register: GCC would load it anew for every product it is used in, and loads are what is short. */
+#if defined(__x86_64__)
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
+#elif defined(__aarch64__)
+#define IN_REGISTER(v) __asm__("" : "+w"(v))
+#else
+#define IN_REGISTER(v) (void)0
+#endif
+
 /* One axis of a gather: element u of the kernel meets output place p at source place (p down + u dilation + offset) / up,
  * where that is whole. One of up and down is 1. */
 typedef struct {
@@ -83,11 +92,30 @@ static inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) { return a >= 0 ? 
 static inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) { return a < b ? a : b; }
 static inline Py_ssize_t most(Py_ssize_t a, Py_ssize_t b) { return a > b ? a : b; }
 
+/* Places first to end of an axis that meet the same elements: those from begin to before stop of them (counted within the
+ * phase), of which from `from` to before `to` all elements are inside. `step` is from place to place in the source. */
+typedef struct {
+    Taps taps;
+    Py_ssize_t step, begin, stop, from, to;
+} Phase;
+
+static inline Phase phase_of(const Axis *axis, Py_ssize_t phase, Py_ssize_t first, Py_ssize_t end)
+{
+    Phase p = {taps_of(axis, phase), axis->up > 1 ? 1 : axis->down, 0, 0, 0, 0};
+    const Py_ssize_t last = p.taps.source + (p.taps.count - 1) * p.taps.source_step, furthest = most(p.taps.source, last);
+    p.begin = most(ceil_div(first - phase, axis->up), 0);
+    p.stop = ceil_div(end - phase, axis->up);
+    p.from = least(most(ceil_div(-least(p.taps.source, last), p.step), p.begin), p.stop);
+    p.to = most(least(axis->size > furthest ? (axis->size - 1 - furthest) / p.step + 1 : 0, p.stop), p.from);
+    return p;
+}
+
 /* What a gather reads and makes, in each of `groups` blocks of channels. */
 typedef struct {
     Axis h, w;
     Py_ssize_t blocks, groups, channels, outputs, oh, ow; /* blocks of rows; channels and outputs of a group */
     Py_ssize_t w_group, w_out, w_in, w_h, w_w;            /* steps in the weight */
+    Py_ssize_t places;                                    /* outputs that share a bias; 1 but for a source of one place */
 } Gather;
 
 /* What a correlation reads and makes: places of a are windows of x. */
@@ -96,6 +124,7 @@ typedef struct {
     Py_ssize_t ah, aw, xh, xw, kh, kw;
     Py_ssize_t stride_h, stride_w, padding_top, padding_left, dilation_h, dilation_w;
     Py_ssize_t dw_a, dw_x, dw_group; /* steps in dw */
+    int sums_of_x;                   /* whether x is the gradient of the output, not a */
 } Correlation;
 
 typedef struct {
@@ -115,14 +144,99 @@ static inline void windows_inside(Py_ssize_t u, Py_ssize_t stride, Py_ssize_t pa
 }
 #endif
 
+/* -- layout -------------------------------------------------------------------------------------------------------- */
+
+/* Two vectors change the high half of each block of the one for the low half of that block of the other. */
+#define SWAP(name, low, high) \
+    INLINE void F(name)(V *a, V *b) \
+    { \
+        const V lows = low, highs = high; \
+        *a = lows; \
+        *b = highs; \
+    }
+#if VECTOR_BYTES * 8 / REAL_BITS == 16
+SWAP(swap8, SHUFFLE(*a, *b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
+     SHUFFLE(*a, *b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
+SWAP(swap4, SHUFFLE(*a, *b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27),
+     SHUFFLE(*a, *b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
+SWAP(swap2, SHUFFLE(*a, *b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
+     SHUFFLE(*a, *b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
+SWAP(swap1, SHUFFLE(*a, *b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30),
+     SHUFFLE(*a, *b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
+#elif VECTOR_BYTES * 8 / REAL_BITS == 8
+SWAP(swap4, SHUFFLE(*a, *b, 0, 1, 2, 3, 8, 9, 10, 11),
+     SHUFFLE(*a, *b, 4, 5, 6, 7, 12, 13, 14, 15))
+SWAP(swap2, SHUFFLE(*a, *b, 0, 1, 8, 9, 4, 5, 12, 13),
+     SHUFFLE(*a, *b, 2, 3, 10, 11, 6, 7, 14, 15))
+SWAP(swap1, SHUFFLE(*a, *b, 0, 8, 2, 10, 4, 12, 6, 14),
+     SHUFFLE(*a, *b, 1, 9, 3, 11, 5, 13, 7, 15))
+#elif VECTOR_BYTES * 8 / REAL_BITS == 4
+SWAP(swap2, SHUFFLE(*a, *b, 0, 1, 4, 5),
+     SHUFFLE(*a, *b, 2, 3, 6, 7))
+SWAP(swap1, SHUFFLE(*a, *b, 0, 4, 2, 6),
+     SHUFFLE(*a, *b, 1, 5, 3, 7))
+#else
+SWAP(swap1, SHUFFLE(*a, *b, 0, 2),
+     SHUFFLE(*a, *b, 1, 3))
+#endif
+#undef SWAP
+
+/* Rows become columns: lane i of a[j] changes places with lane j of a[i]. */
+INLINE void F(transpose)(V *a)
+{
+#if VECTOR_BYTES * 8 / REAL_BITS >= 16
+    UNROLL for (int i = 0; i < 8; i++) F(swap8)(a + i, a + i + 8);
+#endif
+#if VECTOR_BYTES * 8 / REAL_BITS >= 8
+    UNROLL for (int i = 0; i < LANES; i++) if (!(i & 4)) F(swap4)(a + i, a + i + 4);
+#endif
+#if VECTOR_BYTES * 8 / REAL_BITS >= 4
+    UNROLL for (int i = 0; i < LANES; i++) if (!(i & 2)) F(swap2)(a + i, a + i + 2);
+#endif
+    UNROLL for (int i = 0; i < LANES; i++) if (!(i & 1)) F(swap1)(a + i, a + i + 1);
+}
+
+/* y[j][i] = x[i][j] for `rows` <= LANES rows and `columns` <= LANES columns; rows that are not there are zeros in y. */
+INLINE void F(transpose_square)(const REAL *x, Py_ssize_t x_row, Py_ssize_t rows, Py_ssize_t columns, REAL *y,
+                                Py_ssize_t y_row, Py_ssize_t y_columns)
+{
+    V a[LANES];
+    if (rows >= LANES && columns >= LANES && y_columns >= LANES) {
+        UNROLL for (int i = 0; i < LANES; i++) a[i] = F(load)(x + i * x_row);
+        F(transpose)(a);
+        UNROLL for (int i = 0; i < LANES; i++) F(store)(y + i * y_row, a[i]);
+        return;
+    }
+    UNROLL for (int i = 0; i < LANES; i++) a[i] = i < rows ? F(load_part)(x + i * x_row, columns) : (V){0};
+    F(transpose)(a);
+    UNROLL for (int i = 0; i < LANES; i++) if (i < columns) F(store_part)(y + i * y_row, a[i], y_columns);
+}
+
+/* `rows` <= BLOCK rows of `size` numbers, `x_row` apart, side by side; zeros for the rows that are not there. */
+STATIC void F(interleave)(const REAL *x, Py_ssize_t x_row, Py_ssize_t rows, Py_ssize_t size, REAL *y)
+{
+    for (Py_ssize_t i = 0; i < size; i += LANES)
+        for (Py_ssize_t l = 0; l < BLOCK; l += LANES)
+            F(transpose_square)(x + l * x_row + i, x_row, rows - l, size - i, y + i * BLOCK + l, BLOCK, LANES);
+}
+
+STATIC void F(deinterleave)(const REAL *x, Py_ssize_t rows, Py_ssize_t size, REAL *y, Py_ssize_t y_row)
+{
+    for (Py_ssize_t l = 0; l < rows; l += LANES)
+        for (Py_ssize_t i = 0; i < size; i += LANES)
+            F(transpose_square)(x + i * BLOCK + l, BLOCK, size - i, least(rows - l, LANES), y + l * y_row + i, y_row,
+                                size - i);
+}
+
 /* -- gather -------------------------------------------------------------------------------------------------------- */
 
-/* R channels x T places in registers. Steps are in elements: x_* in the source and w_* in the weight from one channel,
- * kernel row and kernel column to the next, x_t from place to place. */
+/* R channels x T places in registers, with `relu` ReLU of them, or times its derivative in `saved`, laid as y. Steps are in
+ * elements: x_* in the source and w_* in the weight from one channel, kernel row and kernel column to the next, x_t from
+ * place to place. */
 INLINE void F(gather_tile)(const int R, const int T, const REAL *x, Py_ssize_t x_c, Py_ssize_t x_h, Py_ssize_t x_w,
                            Py_ssize_t x_t, const REAL *w, Py_ssize_t w_r, Py_ssize_t w_c, Py_ssize_t w_h, Py_ssize_t w_w,
-                           Py_ssize_t channels, Py_ssize_t kh, Py_ssize_t kw, const REAL *bias, REAL *y, Py_ssize_t y_r,
-                           Py_ssize_t y_t)
+                           Py_ssize_t channels, Py_ssize_t kh, Py_ssize_t kw, const REAL *bias, int relu, const REAL *saved,
+                           REAL *y, Py_ssize_t y_r, Py_ssize_t y_t)
 {
     for (Py_ssize_t part = 0; part < BLOCK; part += LANES) {
         V acc[LANE_ROWS][8];
@@ -147,6 +261,9 @@ INLINE void F(gather_tile)(const int R, const int T, const REAL *x, Py_ssize_t x
                     by += w_w;
                 }
             }
+        UNROLL for (int r = 0; relu && r < R; r++) UNROLL for (int t = 0; t < T; t++)
+            acc[r][t] = saved ? F(slope)(acc[r][t], F(load)(saved + r * y_r + t * y_t + part), RELU)
+                              : F(activate)(acc[r][t], RELU);
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++)
             F(store)(y + r * y_r + t * y_t + part, acc[r][t]);
     }
@@ -154,8 +271,8 @@ INLINE void F(gather_tile)(const int R, const int T, const REAL *x, Py_ssize_t x
 
 #define GATHER_TILE(R, T) \
     case (R) * 16 + (T): \
-        F(gather_tile)(R, T, x, x_c, x_h, x_w, x_t, w, g->w_out, g->w_in, w_h, w_w, g->channels, rows->count, columns.count, \
-                       bias, y, y_r, y_t); \
+        F(gather_tile)(R, T, x, x_c, x_h, x_w, x_t, w, g->w_out, g->w_in, w_h, w_w, g->channels, rows->count, \
+                       columns.count, bias, relu, saved, y, y_r, y_t); \
         break;
 #if TILE_COLUMNS > 3
 #define LANE_TILES(TILE) \
@@ -180,8 +297,8 @@ INLINE void F(gather_tile)(const int R, const int T, const REAL *x, Py_ssize_t x
 
 /* `count` places from t on, of one phase: places of the output that meet the same taps. */
 STATIC void F(gather_places)(const Gather *g, const Taps *rows, Taps columns, Py_ssize_t count, const REAL *source,
-                             const REAL *weight, const REAL *bias, Py_ssize_t channels, Py_ssize_t x_t, REAL *y,
-                             Py_ssize_t y_r, Py_ssize_t y_t)
+                             const REAL *weight, const REAL *bias, int relu, const REAL *saved, Py_ssize_t channels,
+                             Py_ssize_t x_t, REAL *y, Py_ssize_t y_r, Py_ssize_t y_t)
 {
     const Py_ssize_t x_c = g->h.size * g->w.size * BLOCK;
     const Py_ssize_t x_h = rows->source_step * g->w.size * BLOCK, x_w = columns.source_step * BLOCK;
@@ -191,39 +308,73 @@ STATIC void F(gather_places)(const Gather *g, const Taps *rows, Taps columns, Py
     switch (channels * 16 + count) { LANE_TILES(GATHER_TILE) }
 }
 
-/* One row of the output, places first to end, for `channels` <= LANE_ROWS channels; y is where `first` goes. */
-STATIC void F(gather_row)(const Gather *g, Py_ssize_t row, Py_ssize_t first, Py_ssize_t end, const REAL *source,
-                          const REAL *weight, const REAL *bias, Py_ssize_t channels, REAL *y, Py_ssize_t y_r)
+/* Places begin to stop of a phase of one axis, for elements of the other axis that are given; y is where place 0 of the
+ * phase goes. Places with all their taps inside come in tiles, the others one by one. */
+STATIC void F(gather_line)(const Gather *g, const Phase *phase, Py_ssize_t begin, Py_ssize_t stop, int down, Taps other,
+                           const REAL *source, const REAL *weight, const REAL *bias, int relu, const REAL *saved,
+                           Py_ssize_t channels, REAL *y, Py_ssize_t y_r, Py_ssize_t y_t)
 {
-    const Taps rows = inside(taps_of(&g->h, row), g->h.size);
-    const Py_ssize_t phases = g->w.up, size = g->w.size;
-    const Py_ssize_t step = phases > 1 ? 1 : g->w.down; /* from place to place of a phase, in the source */
-    const Py_ssize_t beside = LANE_BESIDE(channels);
-    for (Py_ssize_t phase = 0; phase < least(phases, end); phase++) { /* a stride may be larger than the image */
-        const Taps all = taps_of(&g->w, phase);
-        const Py_ssize_t begin = most(ceil_div(first - phase, phases), 0), stop = ceil_div(end - phase, phases);
-        const Py_ssize_t last = all.source + (all.count - 1) * all.source_step;
-        /* places whose taps are all inside: in tiles; the others one by one */
-        Py_ssize_t from = ceil_div(-least(all.source, last), step);
-        Py_ssize_t to = size > most(all.source, last) ? (size - 1 - most(all.source, last)) / step + 1 : 0;
-        from = least(most(from, begin), stop);
-        to = most(least(to, stop), from);
-        for (Py_ssize_t t = begin; t < stop;) {
-            Taps taps = all;
-            Py_ssize_t count = 1;
-            taps.source += t * step;
-            if (t >= from && t < to) {
-                const Py_ssize_t pieces = (to - from + beside - 1) / beside;
-                Py_ssize_t k = (t - from) * pieces / (to - from);
-                while (piece(to - from, k + 1, pieces) <= t - from) k++;
-                count = from + piece(to - from, k + 1, pieces) - t;
-            } else {
-                taps = inside(taps, size);
-            }
-            F(gather_places)(g, &rows, taps, count, source, weight, bias, channels, step * BLOCK,
-                             y + (phase + t * phases - first) * BLOCK, y_r, phases * BLOCK);
-            t += count;
+    const Py_ssize_t beside = LANE_BESIDE(channels), whole = phase->to - phase->from;
+    const Py_ssize_t pieces = (whole + beside - 1) / beside, x_t = phase->step * (down ? g->w.size : 1) * BLOCK;
+    for (Py_ssize_t t = begin, k = 0; t < stop;) {
+        Taps taps = phase->taps;
+        Py_ssize_t count = 1;
+        taps.source += t * phase->step;
+        if (t >= phase->from && t < phase->to)
+            count = phase->from + piece(whole, ++k, pieces) - t;
+        else
+            taps = inside(taps, down ? g->h.size : g->w.size);
+        F(gather_places)(g, down ? &taps : &other, down ? other : taps, count, source, weight, bias, relu,
+                         saved ? saved + t * y_t : 0, channels, x_t, y + t * y_t, y_r, y_t);
+        t += count;
+    }
+}
+
+/* Rows `row` to `row_end` of the output, places first to end, for `channels` <= LANE_ROWS channels; y is where the first
+ * place goes, rows are y_h apart. Tiles lie along the rows, and down the columns where not all taps are inside. */
+STATIC void F(gather_rows)(const Gather *g, Py_ssize_t row, Py_ssize_t row_end, Py_ssize_t first, Py_ssize_t end,
+                           const REAL *source, const REAL *weight, const REAL *bias, int relu, const REAL *saved,
+                           Py_ssize_t channels, REAL *y, Py_ssize_t y_r, Py_ssize_t y_h)
+{
+    for (Py_ssize_t i = 0; i < least(g->w.up, end); i++) { /* a stride may be larger than the image */
+        const Phase columns = phase_of(&g->w, i, first, end);
+        for (Py_ssize_t p = row; p < row_end && columns.to > columns.from; p++) {
+            const Py_ssize_t at = (i - first) * BLOCK + (p - row) * y_h;
+            F(gather_line)(g, &columns, columns.from, columns.to, 0, inside(taps_of(&g->h, p), g->h.size), source, weight,
+                           bias, relu, saved ? saved + at : 0, channels, y + at, y_r, g->w.up * BLOCK);
         }
+        for (Py_ssize_t t = columns.begin; t < columns.stop; t++) {
+            if (t >= columns.from && t < columns.to) continue;
+            Taps taps = columns.taps;
+            taps.source += t * columns.step;
+            taps = inside(taps, g->w.size);
+            for (Py_ssize_t j = 0; j < least(g->h.up, row_end); j++) {
+                const Phase rows = phase_of(&g->h, j, row, row_end);
+                const Py_ssize_t at = (i + t * g->w.up - first) * BLOCK + (j - row) * y_h;
+                F(gather_line)(g, &rows, rows.begin, rows.stop, 1, taps, source, weight, bias, relu, saved ? saved + at : 0,
+                               channels, y + at, y_r, g->h.up * y_h);
+            }
+        }
+    }
+}
+
+/* A gather whose source and output have one place: a product of matrices, in which blocks of rows lie side by side in a
+ * tile, for outputs `first` to `end` of all groups. */
+STATIC void F(gather_place)(const Gather *g, const REAL *x, const REAL *w, const REAL *bias, int relu, const REAL *saved,
+                            REAL *y, Py_ssize_t group, Py_ssize_t first, Py_ssize_t end)
+{
+    const Taps one = {0, 1, 1, 0, 1};
+    const Py_ssize_t x_t = g->groups * g->channels * BLOCK, y_t = g->groups * g->outputs * BLOCK;
+    const Py_ssize_t count = end - first, output = group * g->outputs + first;
+    const Py_ssize_t pieces = (g->blocks + LANE_BESIDE(count) - 1) / LANE_BESIDE(count);
+    REAL biases[LANE_ROWS];
+    for (Py_ssize_t r = 0; bias && r < count; r++) biases[r] = bias[(output + r) / g->places];
+    for (Py_ssize_t k = 0; k < pieces; k++) {
+        const Py_ssize_t block = piece(g->blocks, k, pieces), blocks = piece(g->blocks, k + 1, pieces) - block;
+        const Py_ssize_t at = block * y_t + output * BLOCK;
+        F(gather_places)(g, &one, one, blocks, x + block * x_t + group * g->channels * BLOCK,
+                         w + group * g->w_group + first * g->w_out, bias ? biases : 0, relu, saved ? saved + at : 0, count,
+                         x_t, y + at, BLOCK, y_t);
     }
 }
 
@@ -246,7 +397,8 @@ INLINE void F(correlate_tile)(const int R, const int S, const REAL *a, Py_ssize_
                     UNROLL for (int s = 0; s < S; s++) xs[s] = F(load)(right + s * x_s);
                     UNROLL for (int r = 0; r < R; r++)
                     {
-                        const V ar = F(load)(left + r * a_r);
+                        V ar = F(load)(left + r * a_r);
+                        if (S > 1) IN_REGISTER(ar);
                         UNROLL for (int s = 0; s < S; s++) acc[r][s] += ar * xs[s];
                     }
                     left += BLOCK;
@@ -269,100 +421,129 @@ STATIC void F(correlate)(Py_ssize_t r, Py_ssize_t s, const REAL *a, Py_ssize_t a
     switch (r * 16 + s) { LANE_TILES(CORRELATE_TILE) }
 }
 
-#define CORRELATE_MOST 192 /* vectors of sums at a time: they stay in the first cache */
-
-/* dw[r][s][u, v] for R channels of `a`, S channels of `x` and kernel elements (u, v to v_end): `a` and `x` are at their
- * first channel. With one channel of x the kernel's elements lie beside each other in a tile, else the channels do. */
-STATIC void F(correlate_kernel_row)(const Correlation *k, const REAL *a, const REAL *x, Py_ssize_t R, Py_ssize_t S,
-                                    Py_ssize_t u, Py_ssize_t v, Py_ssize_t v_end, REAL *dw)
+/* Sum of the places of one plane, lane by lane. */
+INLINE V F(plane_lanes)(const REAL *a, Py_ssize_t places)
 {
-    REAL sums[CORRELATE_MOST * 16];
-    const Py_ssize_t a_plane = k->ah * k->aw * BLOCK, x_plane = k->xh * k->xw * BLOCK;
-    const Py_ssize_t a_n = k->groups * k->a_channels * a_plane, x_n = k->groups * k->x_channels * x_plane;
-    const Py_ssize_t a_h = k->aw * BLOCK, x_h = k->stride_h * k->xw * BLOCK, x_w = k->stride_w * BLOCK;
-    const Py_ssize_t taps = v_end - v;
-    Py_ssize_t top, bottom, first[8], end[8];
-    for (Py_ssize_t i = 0; i < taps; i++)
-        windows_inside(v + i, k->stride_w, k->padding_left, k->dilation_w, k->xw, k->aw, first + i, end + i);
-    windows_inside(u, k->stride_h, k->padding_top, k->dilation_h, k->xh, k->ah, &top, &bottom);
-    memset(sums, 0, (size_t)(R * S * taps) * LANES * sizeof(REAL));
-    /* as many rows at a time as stay in the first cache for all elements; all of a small image */
-    Py_ssize_t height = most(CORRELATE_MOST / (R * k->aw), 1), together = 1;
-    if (R * k->ah * k->aw <= 64) together = k->blocks;
-    for (Py_ssize_t n = 0; n < k->blocks; n += together)
-        for (Py_ssize_t p = top; p < bottom; p += height) {
-            const Py_ssize_t rows = least(height, bottom - p);
-            const REAL *left = a + n * a_n + p * a_h;
-            const REAL *right = x + n * x_n + (p * k->stride_h + u * k->dilation_h - k->padding_top) * k->xw * BLOCK;
-            if (k->x_channels > 1) {
-                for (Py_ssize_t i = 0; i < taps; i++) {
-                    const Py_ssize_t j = first[i] * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
-                    F(correlate)(R, S, left + first[i] * BLOCK, a_plane, a_n, a_h, right + j * BLOCK, x_plane, x_n,
-                                 x_h, x_w, together, rows, end[i] - first[i], sums + i * R * S * LANES);
-                }
-                continue;
-            }
-            /* what all elements have in common in one tile, what is left of each by itself */
-            Py_ssize_t from = 0, to = k->aw;
-            for (Py_ssize_t i = 0; i < taps; i++) {
-                from = most(from, first[i]);
-                to = least(to, end[i]);
-            }
-            if (to > from) {
-                const Py_ssize_t j = from * k->stride_w + v * k->dilation_w - k->padding_left;
-                F(correlate)(R, taps, left + from * BLOCK, a_plane, a_n, a_h, right + j * BLOCK,
-                             k->dilation_w * BLOCK, x_n, x_h, x_w, together, rows, to - from, sums);
-            } else {
-                from = to = k->aw;
-            }
-            for (Py_ssize_t i = 0; i < taps; i++)
-                for (int side = 0; side < 2; side++) {
-                    const Py_ssize_t start = side ? most(to, first[i]) : first[i];
-                    const Py_ssize_t stop = side ? end[i] : least(from, end[i]);
-                    if (stop <= start) continue;
-                    REAL column[LANE_TILE * LANES] = {0};
-                    const Py_ssize_t j = start * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
-                    for (Py_ssize_t r = 0; r < R; r++)
-                        memcpy(column + r * LANES, sums + (r * taps + i) * LANES, LANES * sizeof(REAL));
-                    F(correlate)(R, 1, left + start * BLOCK, a_plane, a_n, a_h, right + j * BLOCK, 0, x_n, x_h, x_w,
-                                 together, rows, stop - start, column);
-                    for (Py_ssize_t r = 0; r < R; r++)
-                        memcpy(sums + (r * taps + i) * LANES, column + r * LANES, LANES * sizeof(REAL));
-                }
-        }
-    REAL totals[CORRELATE_MOST + 16];
-    const Py_ssize_t count = R * S * taps;
-    for (Py_ssize_t i = 0; i < count; i += LANES) {
-        V several[LANES];
-        for (Py_ssize_t l = 0; l < LANES; l++) several[l] = i + l < count ? F(load)(sums + (i + l) * LANES) : (V){0};
-        F(store)(totals + i, F(lane_sums)(several));
-    }
-    dw += u * k->kw + v;
-    const REAL *total = totals;
-    if (k->x_channels > 1) {
-        for (Py_ssize_t i = 0; i < taps; i++)
-            for (Py_ssize_t r = 0; r < R; r++)
-                for (Py_ssize_t s = 0; s < S; s++) dw[r * k->dw_a + s * k->dw_x + i] = *total++;
-    } else {
-        for (Py_ssize_t r = 0; r < R; r++)
-            for (Py_ssize_t i = 0; i < taps; i++) dw[r * k->dw_a + i] = *total++;
-    }
+    V four[4] = {{0}, {0}, {0}, {0}};
+    Py_ssize_t i = 0;
+    for (; i + 4 * LANES <= places * BLOCK; i += 4 * LANES)
+        UNROLL for (int q = 0; q < 4; q++) four[q] += F(load)(a + i + q * LANES);
+    for (; i < places * BLOCK; i += LANES) four[0] += F(load)(a + i);
+    return (four[0] + four[1]) + (four[2] + four[3]);
 }
 
 /* Sum of one channel over all blocks and places; the lanes of rows that are not there are zero. */
 STATIC REAL F(channel_sum)(const REAL *a, Py_ssize_t step, Py_ssize_t blocks, Py_ssize_t places)
 {
     V sum = {0};
-    for (Py_ssize_t n = 0; n < blocks; n++) {
-        V four[4] = {{0}, {0}, {0}, {0}};
-        const REAL *from = a + n * step;
-        Py_ssize_t i = 0;
-        for (; i + 4 * LANES <= places * BLOCK; i += 4 * LANES)
-            UNROLL for (int q = 0; q < 4; q++) four[q] += F(load)(from + i + q * LANES);
-        for (; i < places * BLOCK; i += LANES) four[0] += F(load)(from + i);
-        sum += (four[0] + four[1]) + (four[2] + four[3]);
-    }
+    for (Py_ssize_t n = 0; n < blocks; n++) sum += F(plane_lanes)(a + n * step, places);
     return F(lane_sum)(sum);
+}
+
+#define CORRELATE_MOST 224 /* vectors of sums at a time: they stay in the first cache */
+#define CORRELATE_ROWS 192 /* vectors of `a` at a time, likewise */
+
+/* One row of the kernel and `rows` windows from p on: the sums of dw[r][s][u, v to v + taps]. With one channel of x the
+ * kernel's elements lie beside each other in a tile, else the channels do. */
+STATIC void F(correlate_rows)(const Correlation *k, const REAL *a, const REAL *x, Py_ssize_t R, Py_ssize_t S, Py_ssize_t v,
+                              Py_ssize_t taps, const Py_ssize_t *first, const Py_ssize_t *end, Py_ssize_t together,
+                              Py_ssize_t rows, REAL *sums)
+{
+    const Py_ssize_t a_plane = k->ah * k->aw * BLOCK, x_plane = k->xh * k->xw * BLOCK;
+    const Py_ssize_t a_n = k->groups * k->a_channels * a_plane, x_n = k->groups * k->x_channels * x_plane;
+    const Py_ssize_t a_h = k->aw * BLOCK, x_h = k->stride_h * k->xw * BLOCK, x_w = k->stride_w * BLOCK;
+    if (k->x_channels > 1) {
+        for (Py_ssize_t i = 0; i < taps; i++) {
+            const Py_ssize_t j = first[i] * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
+            F(correlate)(R, S, a + first[i] * BLOCK, a_plane, a_n, a_h, x + j * BLOCK, x_plane, x_n, x_h, x_w, together,
+                         rows, end[i] - first[i], sums + i * R * S * LANES);
+        }
+        return;
+    }
+    /* what all elements have in common in one tile, what is left of each by itself */
+    Py_ssize_t from = 0, to = k->aw;
+    for (Py_ssize_t i = 0; i < taps; i++) {
+        from = most(from, first[i]);
+        to = least(to, end[i]);
+    }
+    if (to > from) {
+        const Py_ssize_t j = from * k->stride_w + v * k->dilation_w - k->padding_left;
+        F(correlate)(R, taps, a + from * BLOCK, a_plane, a_n, a_h, x + j * BLOCK, k->dilation_w * BLOCK, x_n, x_h, x_w,
+                     together, rows, to - from, sums);
+    } else {
+        from = to = k->aw;
+    }
+    for (Py_ssize_t i = 0; i < taps; i++)
+        for (int side = 0; side < 2; side++) {
+            const Py_ssize_t start = side ? most(to, first[i]) : first[i];
+            const Py_ssize_t stop = side ? end[i] : least(from, end[i]);
+            if (stop <= start) continue;
+            REAL column[LANE_TILE * LANES] = {0};
+            const Py_ssize_t j = start * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
+            for (Py_ssize_t r = 0; r < R; r++)
+                memcpy(column + r * LANES, sums + (r * taps + i) * LANES, LANES * sizeof(REAL));
+            F(correlate)(R, 1, a + start * BLOCK, a_plane, a_n, a_h, x + j * BLOCK, 0, x_n, x_h, x_w, together, rows,
+                         stop - start, column);
+            for (Py_ssize_t r = 0; r < R; r++)
+                memcpy(sums + (r * taps + i) * LANES, column + r * LANES, LANES * sizeof(REAL));
+        }
+}
+
+/* dw[r][s][u, v] for R channels of `a`, S channels of `x` and kernel elements (u to u_end, v to v_end): `a` and `x` are at
+ * their first channel. Kernel rows go over the same few rows of `a` one after the other, while these are in the first
+ * cache. With `db`, the sums of those channels of `a` or `x` that are the gradient of the output. */
+STATIC void F(correlate_kernel_rows)(const Correlation *k, const REAL *a, const REAL *x, Py_ssize_t R, Py_ssize_t S,
+                                     Py_ssize_t u, Py_ssize_t u_end, Py_ssize_t v, Py_ssize_t v_end, REAL *dw, REAL *db)
+{
+    REAL sums[CORRELATE_MOST * 16];
+    V biases[8] = {{0}};
+    const Py_ssize_t a_plane = k->ah * k->aw * BLOCK, x_plane = k->xh * k->xw * BLOCK;
+    const Py_ssize_t a_n = k->groups * k->a_channels * a_plane, x_n = k->groups * k->x_channels * x_plane;
+    const Py_ssize_t taps = v_end - v, each = R * S * taps;
+    Py_ssize_t first[8], end[8];
+    for (Py_ssize_t i = 0; i < taps; i++)
+        windows_inside(v + i, k->stride_w, k->padding_left, k->dilation_w, k->xw, k->aw, first + i, end + i);
+    memset(sums, 0, (size_t)(each * (u_end - u)) * LANES * sizeof(REAL));
+    /* as many rows at a time as stay in the first cache for all elements; all of a small image */
+    Py_ssize_t height = most(CORRELATE_ROWS / (R * k->aw), 1), together = 1;
+    if (R * k->ah * k->aw <= 64) together = k->blocks;
+    for (Py_ssize_t n = 0; n < k->blocks; n += together) {
+        for (Py_ssize_t b = n; db && b < n + together; b++)
+            for (Py_ssize_t c = 0; c < (k->sums_of_x ? S : R); c++)
+                biases[c] += k->sums_of_x ? F(plane_lanes)(x + b * x_n + c * x_plane, k->xh * k->xw)
+                                          : F(plane_lanes)(a + b * a_n + c * a_plane, k->ah * k->aw);
+        for (Py_ssize_t p = 0; p < k->ah; p += height)
+            for (Py_ssize_t t = u; t < u_end; t++) {
+                Py_ssize_t top, bottom;
+                windows_inside(t, k->stride_h, k->padding_top, k->dilation_h, k->xh, k->ah, &top, &bottom);
+                top = most(top, p);
+                bottom = least(bottom, p + height);
+                if (bottom > top)
+                    F(correlate_rows)(k, a + n * a_n + top * k->aw * BLOCK,
+                                      x + n * x_n + (top * k->stride_h + t * k->dilation_h - k->padding_top) * k->xw * BLOCK,
+                                      R, S, v, taps, first, end, together, bottom - top, sums + (t - u) * each * LANES);
+            }
+    }
+    REAL totals[CORRELATE_MOST + 16];
+    const Py_ssize_t count = each * (u_end - u);
+    for (Py_ssize_t i = 0; i < count; i += LANES) {
+        V several[LANES];
+        for (Py_ssize_t l = 0; l < LANES; l++) several[l] = i + l < count ? F(load)(sums + (i + l) * LANES) : (V){0};
+        F(store)(totals + i, F(lane_sums)(several));
+    }
+    const REAL *total = totals;
+    for (; u < u_end; u++) {
+        REAL *to = dw + u * k->kw + v;
+        if (k->x_channels > 1) {
+            for (Py_ssize_t i = 0; i < taps; i++)
+                for (Py_ssize_t r = 0; r < R; r++)
+                    for (Py_ssize_t s = 0; s < S; s++) to[r * k->dw_a + s * k->dw_x + i] = *total++;
+        } else {
+            for (Py_ssize_t r = 0; r < R; r++)
+                for (Py_ssize_t i = 0; i < taps; i++) to[r * k->dw_a + i] = *total++;
+        }
+    }
+    for (Py_ssize_t c = 0; db && c < (k->sums_of_x ? S : R); c++) db[c] = F(lane_sum)(biases[c]);
 }
 
 /* -- pooling, upsampling, layout: `lanes` numbers side by side, BLOCK or, in plain arrays, 1 ------------------------- */
@@ -412,21 +593,23 @@ INLINE void F(max_unpool_plane)(const Py_ssize_t lanes, const Pooling *k, const 
             for (Py_ssize_t q = 0; q < count; q++) {
                 const Py_ssize_t top = p * k->stride_h - k->padding_top;
                 const Py_ssize_t left = (begin + q) * k->stride_w - k->padding_left;
-                for (Py_ssize_t u = most(-top, 0); u < k->kernel_h && top + u < k->ih; u++)
-                    for (Py_ssize_t v = most(-left, 0); v < k->kernel_w && left + v < k->iw; v++) {
-                        REAL *to = dx + ((top + u) * k->iw + left + v) * lanes;
-                        const REAL here = (REAL)(u * k->kernel_w + v);
-                        if (lanes == 1) {
-                            const REAL slope = position[row + q] == here ? from[q] : 0;
-                            *to = apart ? slope : *to + slope;
-                            continue;
+                const Py_ssize_t u_end = least(k->kernel_h, k->ih - top), v_end = least(k->kernel_w, k->iw - left);
+                for (Py_ssize_t l = 0; l < lanes; l += lanes == 1 ? 1 : LANES) {
+                    const REAL *place = position + row + q * lanes + l, *slope = from + q * lanes + l;
+                    const V at = lanes == 1 ? (V){0} : F(load)(place), all = lanes == 1 ? (V){0} : F(load)(slope);
+                    for (Py_ssize_t u = most(-top, 0); u < u_end; u++)
+                        for (Py_ssize_t v = most(-left, 0); v < v_end; v++) {
+                            REAL *to = dx + ((top + u) * k->iw + left + v) * lanes + l;
+                            const REAL here = (REAL)(u * k->kernel_w + v);
+                            if (lanes == 1) {
+                                const REAL one = *place == here ? *slope : 0;
+                                *to = apart ? one : *to + one;
+                            } else {
+                                const V some = F(pick)(at == here, all, (V){0});
+                                F(store)(to, apart ? some : F(load)(to) + some);
+                            }
                         }
-                        for (Py_ssize_t l = 0; l < lanes; l += LANES) {
-                            const V slope = F(pick)(F(load)(position + row + q * lanes + l) == here,
-                                                    F(load)(from + q * lanes + l), (V){0});
-                            F(store)(to + l, apart ? slope : F(load)(to + l) + slope);
-                        }
-                    }
+                }
             }
         }
 }
@@ -543,6 +726,19 @@ STATIC void F(downsum)(Py_ssize_t lanes, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_
         F(downsum_plane)(BLOCK, ih, iw, fh, fw, dy, dx);
 }
 
+/* The largest of *old and rows x columns numbers, and where it is; a NaN is the largest. */
+INLINE void F(pool_window)(const Py_ssize_t rows, const Py_ssize_t columns, const REAL *from, Py_ssize_t row, REAL number,
+                           Py_ssize_t pool_w, V *old, V *at)
+{
+    for (Py_ssize_t u = 0; u < rows; u++)
+        for (Py_ssize_t i = 0; i < columns; i++) {
+            const V new = F(load)(from + u * row + i * BLOCK);
+            const VI take = ~(new <= *old) & (*old == *old);
+            *old = F(pick)(take, new, *old);
+            *at = F(pick)(take, F(splat)(number + (REAL)(u * pool_w + i)), *at);
+        }
+}
+
 #define POOL_MOST 512 /* vectors of a gather that wait to be pooled: they stay in the first cache */
 
 /* One row of a max-pooling of windows side by side, over rows of a gather that are made as they are needed: all rows of
@@ -558,10 +754,10 @@ STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_
     for (Py_ssize_t top = 0; top < pool_h; top += together)
         for (Py_ssize_t first = 0; first < width * pool_w; first += step) {
             const Py_ssize_t columns = least(step, width * pool_w - first);
-            for (Py_ssize_t u = 0; u < together; u++)
-                F(gather_row)(g, row * pool_h + top + u, first, first + columns, source, weight, bias, channels,
-                              made + u * columns * BLOCK, together * columns * BLOCK);
-            if (activation != LINEAR) F(map_activate)(made, made, channels * together * columns * BLOCK, activation);
+            F(gather_rows)(g, row * pool_h + top, row * pool_h + top + together, first, first + columns, source, weight,
+                           bias, 0, 0, channels, made, together * columns * BLOCK, columns * BLOCK);
+            if (activation != LINEAR && activation != RELU)
+                F(map_activate)(made, made, channels * together * columns * BLOCK, activation);
             for (Py_ssize_t r = 0; r < channels; r++)
                 for (Py_ssize_t j = 0, v; j < columns; j += v) {
                     const Py_ssize_t q = (first + j) / pool_w, left = (first + j) % pool_w;
@@ -570,15 +766,15 @@ STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_
                     for (Py_ssize_t part = 0; part < BLOCK; part += LANES) {
                         const REAL *from = made + (r * together * columns + j) * BLOCK + part;
                         const int begun = top || left;
-                        V old = F(load)(begun ? value + part : from);
+                        /* the largest number and 0: ReLU is asked of the first alone */
+                        V old = begun ? F(load)(value + part)
+                                      : F(activate)(F(load)(from), activation == RELU ? RELU : LINEAR);
                         V at = begun && place ? F(load)(place + part) : (V){0};
-                        for (Py_ssize_t u = 0; u < together; u++)
-                            for (Py_ssize_t i = 0; i < v; i++) {
-                                const V new = F(load)(from + (u * columns + i) * BLOCK);
-                                const VI take = (new > old) | ((new != new) & (old == old));
-                                old = F(pick)(take, new, old);
-                                at = F(pick)(take, F(splat)((REAL)((top + u) * pool_w + left + i)), at);
-                            }
+                        const REAL number = (REAL)(top * pool_w + left);
+                        if (together == 2 && v == 2)
+                            F(pool_window)(2, 2, from, columns * BLOCK, number, pool_w, &old, &at);
+                        else
+                            F(pool_window)(together, v, from, columns * BLOCK, number, pool_w, &old, &at);
                         F(store)(value + part, old);
                         if (place) F(store)(place + part, at);
                     }
@@ -596,9 +792,26 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
     const Py_ssize_t x_plane = g->h.size * g->w.size * BLOCK, y_plane = height * width * BLOCK;
     const Py_ssize_t tiles = (g->outputs + LANE_ROWS - 1) / LANE_ROWS, bands = g->groups * tiles;
     const Py_ssize_t all = g->blocks * bands * height;
+    const int relu = activation == RELU, passes = activation != LINEAR && !relu; /* others go over what is made */
     /* The weights of a tile, where they are larger than the source they meet, are used for all blocks before the next. */
     const int weights_stay = LANE_ROWS * g->w.kernel > g->w.size * BLOCK;
-    for (Py_ssize_t i = piece(all, part, parts); i < piece(all, part + 1, parts); i++) {
+    if (!pool_h && g->oh == 1 && g->ow == 1 && g->h.size == 1 && g->w.size == 1 && g->h.kernel == 1 && g->w.kernel == 1) {
+        for (Py_ssize_t i = piece(bands, part, parts); i < piece(bands, part + 1, parts); i++) {
+            const Py_ssize_t group = i / tiles, first = piece(g->outputs, i % tiles, tiles);
+            const Py_ssize_t end = piece(g->outputs, i % tiles + 1, tiles);
+            F(gather_place)(g, x, w, bias, relu, saved, y, group, first, end);
+            for (Py_ssize_t block = 0; passes && block < g->blocks; block++) {
+                const Py_ssize_t at = ((block * g->groups + group) * g->outputs + first) * BLOCK;
+                if (saved)
+                    F(map_slope)(y + at, saved + at, y + at, (end - first) * BLOCK, activation);
+                else
+                    F(map_activate)(y + at, y + at, (end - first) * BLOCK, activation);
+            }
+        }
+        return;
+    }
+    const Py_ssize_t stop = piece(all, part + 1, parts);
+    for (Py_ssize_t i = piece(all, part, parts), rows; i < stop; i += rows) {
         const Py_ssize_t block = weights_stay ? i % g->blocks : i / (bands * height);
         const Py_ssize_t rest = weights_stay ? i / g->blocks : i % (bands * height);
         const Py_ssize_t row = rest % height, group = rest / height / tiles, tile = rest / height % tiles;
@@ -607,42 +820,101 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
         const REAL *source = x + (block * g->groups + group) * g->channels * x_plane;
         const REAL *weight = w + group * g->w_group + first * g->w_out, *from = bias ? bias + output : 0;
         const Py_ssize_t at = (block * g->groups * g->outputs + output) * y_plane + row * width * BLOCK;
+        rows = weights_stay || pool_h ? 1 : least(stop - i, height - row);
+        if (passes) rows = least(rows, 2 * LANE_BESIDE(end - first));
         if (pool_h) {
             F(gather_pool_row)(g, row, pool_h, pool_w, width, source, weight, from, end - first, activation, y + at,
                                position ? position + at : 0, y_plane);
             continue;
         }
-        F(gather_row)(g, row, 0, width, source, weight, from, end - first, y + at, y_plane);
-        for (Py_ssize_t r = 0; activation != LINEAR && r < end - first; r++) {
+        F(gather_rows)(g, row, row + rows, 0, width, source, weight, from, relu, saved ? saved + at : 0, end - first, y + at,
+                       y_plane, width * BLOCK);
+        for (Py_ssize_t r = 0; passes && r < end - first; r++) {
             REAL *made = y + at + r * y_plane;
             if (saved)
-                F(map_slope)(made, saved + at + r * y_plane, made, width * BLOCK, activation);
+                F(map_slope)(made, saved + at + r * y_plane, made, rows * width * BLOCK, activation);
             else
-                F(map_activate)(made, made, width * BLOCK, activation);
+                F(map_activate)(made, made, rows * width * BLOCK, activation);
         }
     }
 }
 
-/* This part's share of a correlation. */
-STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *x, REAL *dw, Py_ssize_t part, Py_ssize_t parts)
+/* The correlation where `a` has one place and x no other than those it meets: a product of matrices over the rows. A
+ * panel of x is turned, so that a vector holds columns of dw and no lanes have to be added up. */
+#define PANEL_BLOCKS 4 /* of rows at a time */
+STATIC void F(correlate_place)(const Correlation *k, const REAL *a, const REAL *x, REAL *dw, Py_ssize_t part,
+                               Py_ssize_t parts)
+{
+    REAL panel[PANEL_BLOCKS * BLOCK * 8 * BLOCK], made[LANE_TILE * BLOCK];
+    const Taps blocks_and_rows = {0, 1, BLOCK, 0, 1}, one = {0, 1, 1, 0, 1};
+    const Py_ssize_t size = k->x_channels * k->xh * k->xw, a_n = k->groups * k->a_channels * BLOCK;
+    const Py_ssize_t tiles = (k->a_channels + LANE_ROWS - 1) / LANE_ROWS;
+    const Py_ssize_t most_rows = (k->a_channels + tiles - 1) / tiles, beside = LANE_BESIDE(most_rows);
+    const Py_ssize_t columns = (size + BLOCK - 1) / BLOCK, panels = (columns + beside - 1) / beside;
+    for (Py_ssize_t i = piece(k->groups * panels, part, parts); i < piece(k->groups * panels, part + 1, parts); i++) {
+        const Py_ssize_t group = i / panels, column = piece(columns, i % panels, panels);
+        const Py_ssize_t count = piece(columns, i % panels + 1, panels) - column, wide = count * BLOCK;
+        const Py_ssize_t width = least(size - column * BLOCK, wide);
+        for (Py_ssize_t n = 0; n < k->blocks; n += PANEL_BLOCKS) {
+            const Py_ssize_t blocks = least(PANEL_BLOCKS, k->blocks - n);
+            /* What a tile gathers: blocks are its channels, rows of a block its kernel's rows. */
+            const Gather g = {.h = {.size = BLOCK}, .w = {.size = count}, .channels = blocks,
+                              .w_in = a_n, .w_out = BLOCK, .w_h = 1};
+            if (width < wide) memset(panel, 0, (size_t)(blocks * BLOCK * wide) * sizeof(REAL));
+            for (Py_ssize_t b = 0; b < blocks; b++)
+                F(deinterleave)(x + (((n + b) * k->groups + group) * size + column * BLOCK) * BLOCK, BLOCK, width,
+                                panel + b * BLOCK * wide, wide);
+            for (Py_ssize_t tile = 0; tile < tiles; tile++) {
+                const Py_ssize_t r = piece(k->a_channels, tile, tiles), r_end = piece(k->a_channels, tile + 1, tiles);
+                REAL *to = dw + group * k->dw_group + r * k->dw_a + column * BLOCK;
+                const int whole = width == wide && !n;
+                const REAL *by = a + n * a_n + (group * k->a_channels + r) * BLOCK;
+                F(gather_places)(&g, &blocks_and_rows, one, count, panel, by, 0, 0, 0, r_end - r, BLOCK,
+                                 whole ? to : made, whole ? k->dw_a : wide, BLOCK);
+                for (Py_ssize_t q = 0; !whole && q < r_end - r; q++)
+                    for (Py_ssize_t j = 0; j < width; j++) {
+                        const REAL more = made[q * wide + j];
+                        to[q * k->dw_a + j] = n ? to[q * k->dw_a + j] + more : more;
+                    }
+            }
+        }
+    }
+}
+#undef PANEL_BLOCKS
+
+/* This part's share of a correlation, and of the sums of its channels, if these are asked for. */
+STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *x, REAL *dw, REAL *db, Py_ssize_t part,
+                           Py_ssize_t parts)
 {
     const Py_ssize_t a_plane = k->ah * k->aw * BLOCK, x_plane = k->xh * k->xw * BLOCK;
+    if (k->ah == 1 && k->aw == 1 && k->kh == k->xh && k->kw == k->xw && k->dilation_h == 1 && k->dilation_w == 1 &&
+        !k->padding_top && !k->padding_left) {
+        const Py_ssize_t channels = k->groups * (k->sums_of_x ? k->x_channels : k->a_channels);
+        const Py_ssize_t plane = k->sums_of_x ? x_plane : a_plane;
+        for (Py_ssize_t c = piece(channels, part, parts); db && c < piece(channels, part + 1, parts); c++)
+            db[c] = F(channel_sum)((k->sums_of_x ? x : a) + c * plane, channels * plane, k->blocks, plane / BLOCK);
+        F(correlate_place)(k, a, x, dw, part, parts);
+        return;
+    }
     const Py_ssize_t a_tiles = (k->a_channels + LANE_ROWS - 1) / LANE_ROWS;
     const Py_ssize_t most_rows = (k->a_channels + a_tiles - 1) / a_tiles;
     const Py_ssize_t beside = LANE_BESIDE(most_rows);
     const Py_ssize_t x_tiles = (k->x_channels + beside - 1) / beside;
     const Py_ssize_t most_taps = k->x_channels > 1 ? 8 : beside, tap_tiles = (k->kw + most_taps - 1) / most_taps;
-    const Py_ssize_t all = k->groups * a_tiles * x_tiles * k->kh * tap_tiles;
-    for (Py_ssize_t i = piece(all, part, parts); i < piece(all, part + 1, parts); i++) {
-        const Py_ssize_t taps = i % tap_tiles, u = i / tap_tiles % k->kh, x_tile = i / tap_tiles / k->kh % x_tiles;
-        const Py_ssize_t a_tile = i / tap_tiles / k->kh / x_tiles % a_tiles;
-        const Py_ssize_t group = i / tap_tiles / k->kh / x_tiles / a_tiles;
+    const Py_ssize_t all = k->groups * a_tiles * x_tiles * tap_tiles * k->kh, stop = piece(all, part + 1, parts);
+    for (Py_ssize_t i = piece(all, part, parts), rows; i < stop; i += rows) {
+        const Py_ssize_t u = i % k->kh, taps = i / k->kh % tap_tiles, x_tile = i / k->kh / tap_tiles % x_tiles;
+        const Py_ssize_t a_tile = i / k->kh / tap_tiles / x_tiles % a_tiles;
+        const Py_ssize_t group = i / k->kh / tap_tiles / x_tiles / a_tiles;
         const Py_ssize_t r = piece(k->a_channels, a_tile, a_tiles), r_end = piece(k->a_channels, a_tile + 1, a_tiles);
         const Py_ssize_t s = piece(k->x_channels, x_tile, x_tiles), s_end = piece(k->x_channels, x_tile + 1, x_tiles);
         const Py_ssize_t v = piece(k->kw, taps, tap_tiles), v_end = piece(k->kw, taps + 1, tap_tiles);
-        F(correlate_kernel_row)(k, a + (group * k->a_channels + r) * a_plane, x + (group * k->x_channels + s) * x_plane,
-                                r_end - r, s_end - s, u, v, v_end,
-                                dw + group * k->dw_group + r * k->dw_a + s * k->dw_x);
+        const int adds = db && !u && !taps && !(k->sums_of_x ? a_tile : x_tile);
+        rows = least(CORRELATE_MOST / ((r_end - r) * (s_end - s) * (v_end - v)), least(stop - i, k->kh - u));
+        F(correlate_kernel_rows)(k, a + (group * k->a_channels + r) * a_plane, x + (group * k->x_channels + s) * x_plane,
+                                 r_end - r, s_end - s, u, u + rows, v, v_end,
+                                 dw + group * k->dw_group + r * k->dw_a + s * k->dw_x,
+                                 !adds ? 0 : k->sums_of_x ? db + group * k->x_channels + s : db + group * k->a_channels + r);
     }
 }
 
@@ -688,27 +960,6 @@ INLINE void F(scale_plane)(const REAL *x, REAL *y, Py_ssize_t size, REAL shift, 
     for (Py_ssize_t i = 0; i < size; i++) y[i] = (x[i] - shift) * scale + offset;
 }
 
-/* -- layout -------------------------------------------------------------------------------------------------------- */
-
-/* `rows` <= BLOCK rows of `size` numbers, `x_row` apart, side by side; zeros for the rows that are not there. */
-STATIC void F(interleave)(const REAL *x, Py_ssize_t x_row, Py_ssize_t rows, Py_ssize_t size, REAL *y)
-{
-    if (rows < BLOCK) memset(y, 0, (size_t)(size * BLOCK) * sizeof(REAL));
-    for (Py_ssize_t first = 0; first < size; first += 64) { /* so that what is written stays in the first cache */
-        const Py_ssize_t end = least(first + 64, size);
-        for (Py_ssize_t l = 0; l < rows; l++)
-            for (Py_ssize_t i = first; i < end; i++) y[i * BLOCK + l] = x[l * x_row + i];
-    }
-}
-
-STATIC void F(deinterleave)(const REAL *x, Py_ssize_t rows, Py_ssize_t size, REAL *y, Py_ssize_t y_row)
-{
-    for (Py_ssize_t first = 0; first < size; first += 64) {
-        const Py_ssize_t end = least(first + 64, size);
-        for (Py_ssize_t l = 0; l < rows; l++)
-            for (Py_ssize_t i = first; i < end; i++) y[l * y_row + i] = x[i * BLOCK + l];
-    }
-}
 #undef GATHER_TILE
 #undef CORRELATE_TILE
 #undef LANE_TILES
