@@ -102,9 +102,8 @@ cdef extern from "team.h" nogil:
     void meet(Seat* seats, uint32_t* round, Py_ssize_t part, Py_ssize_t parts)
     ctypedef struct Tuner:
         int team
-        double last
     Tuner new_tuner()
-    double seconds()
+    void time_from_now(Tuner* tuner)
     int tune(Tuner* tuner, Py_ssize_t parts)
     bint alone(const Tuner* tuner, Py_ssize_t batches)
     uint64_t flush_denormals()
@@ -1165,7 +1164,7 @@ cdef class Executor:
         job.tuner = tuner
         if tuner != NULL:
             job.alone_from = -1 if tuner.team else 0
-            tuner.last = seconds()
+            time_from_now(tuner)
         job.pad = self.pad
         if apart and parts > 1:
             run.divide(tuple([self._prepared(routine, tail, part) for part in range(parts)]))

@@ -169,6 +169,8 @@ typedef struct {
     int64_t left;    /* stretches until the other is tried */
     int64_t patience;
     double last;     /* when the last batch ended, or the run began */
+    double since;    /* when the stretch began, or the run */
+    double worked;   /* seconds this thread had had of a processor then */
     double spent;    /* seconds of this stretch, which may go over several runs */
     double cost[2];  /* seconds of a batch, as last measured */
 } Tuner;
@@ -193,6 +195,23 @@ static inline double seconds(void)
 #endif
 }
 
+/* Seconds of a processor that this thread has had; where that is not known it has had one all the time. */
+static inline double seconds_worked(void)
+{
+#if defined(CLOCK_THREAD_CPUTIME_ID)
+    struct timespec time;
+    if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time) == 0) return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+#endif
+    return seconds();
+}
+
+/* A run begins. */
+static inline void time_from_now(Tuner *t)
+{
+    t->last = t->since = seconds();
+    t->worked = seconds_worked();
+}
+
 /* Called after each batch; gives who runs the next one. In a run without a team the next run has to bring one. */
 static inline int tune(Tuner *t, Py_ssize_t parts)
 {
@@ -203,12 +222,18 @@ static inline int tune(Tuner *t, Py_ssize_t parts)
         t->spent = 0;
         return t->team;
     }
-    if (t->spent < 5e-4 || (t->batches < 4 && t->spent < 4e-3)) return t->team;
+    if (t->spent < 2e-3 || (t->batches < 4 && t->spent < 4e-3)) return t->team;
     const double before = t->cost[t->team], cost = t->spent / (double)t->batches;
+    const double worked = seconds_worked();
+    /* Who is alone and has its processor taken away by others would wait for two of them in a team. */
+    const int crowded = !t->team && worked - t->worked < 0.9 * (now - t->since);
+    t->since = now;
+    t->worked = worked;
     t->cost[t->team] = cost;
     t->batches = 0;
     t->spent = 0;
     if (!t->trying) {
+        if (crowded) return t->team;
         t->left = cost > 1.5 * before ? 0 : t->left - 1;
         if (t->left > 0 || parts == 1) return t->team;
         t->trying = 1;
@@ -218,7 +243,7 @@ static inline int tune(Tuner *t, Py_ssize_t parts)
             t->left = t->patience = 2;
             return t->team;
         }
-        t->patience = t->patience < 128 ? 2 * t->patience : 256;
+        t->patience = t->patience < 32 ? 2 * t->patience : 64;
         t->left = t->patience;
     }
     t->team = !t->team;
