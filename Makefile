@@ -1,7 +1,7 @@
 # make demo    train AutoEncNet on all four backends; table here, pictures in fastae-demo/
 # make test    the whole test suite
 # make bench   the benchmarks
-# make peers   beside PyTorch and JAX; on an idle machine, some ten minutes
+# make peers   beside PyTorch, JAX and Keras; on an idle machine, some fifteen minutes
 # make lint    ruff, cython-lint, mypy
 # make dist    an sdist, and a wheel built from it, in dist/
 # make clean   remove what was built; make distclean removes the virtual environment too
@@ -72,7 +72,7 @@ readme: $(VENV)/.extra-demo
 	awk 'FNR == NR { sub(/^Pictures in docs/, "Pictures in fastae-demo"); text = text $$0 "\n"; next } \
 		/^<!-- end/ { inside = 0 } \
 		!inside { print } \
-		/^<!-- begin/ { printf "```text\n%s```\n", text; inside = 1 }' build/demo.txt README.md > build/README.md
+		/^<!-- begin: output of make demo/ { printf "```text\n%s```\n", text; inside = 1 }' build/demo.txt README.md > build/README.md
 	cp build/README.md README.md
 
 dist: $(VENV)/.build-tool
