@@ -559,7 +559,8 @@ def _scheduled(instructions: Sequence[Instruction]) -> list[Instruction]:
 
     A large weight is updated at once, while it is in a near cache.
     """
-    last, now = [], []
+    last: list[Instruction] = []
+    now: list[Instruction] = []
     for i in instructions:
         weight = next((slot for a, slot in i.arrays if a.name == "w" and a.role == "state"), None)
         small = weight is not None and len(weight.shape) == 2 and math.prod(weight.shape) <= SMALL_WEIGHT

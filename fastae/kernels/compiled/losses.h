@@ -30,39 +30,49 @@ INLINE V F(loss_element)(const int loss, V y, V target, REAL delta, V *slope)
     }
 }
 
-INLINE REAL F(loss_row_of)(const int loss, const REAL *y, const REAL *target, REAL *da, Py_ssize_t size, REAL scale,
-                           REAL delta)
+INLINE REAL F(loss_row_of)(const int loss, const int activation, const REAL *y, const REAL *target, REAL *da,
+                           Py_ssize_t size, REAL scale, REAL delta)
 {
     V sum = {0}, slope;
     Py_ssize_t i = 0;
     for (; i + LANES <= size; i += LANES) {
-        sum += F(loss_element)(loss, F(load)(y + i), F(load)(target + i), delta, &slope);
-        F(store)(da + i, slope * scale);
+        const V output = F(load)(y + i);
+        sum += F(loss_element)(loss, output, F(load)(target + i), delta, &slope);
+        F(store)(da + i, F(slope)(slope * scale, output, activation));
     }
     if (i < size) { /* what the missing lanes have made of zeros does not count */
-        const V element = F(loss_element)(loss, F(load_part)(y + i, size - i), F(load_part)(target + i, size - i), delta, &slope);
+        const V output = F(load_part)(y + i, size - i);
+        const V element = F(loss_element)(loss, output, F(load_part)(target + i, size - i), delta, &slope);
         REAL lanes[LANES];
         F(store)(lanes, element);
         sum += F(load_part)(lanes, size - i);
-        F(store_part)(da + i, slope * scale, size - i);
+        F(store_part)(da + i, F(slope)(slope * scale, output, activation), size - i);
     }
     return F(lane_sum)(sum) * scale;
 }
 
+/* The derivatives of the usual activations are applied in the same pass. */
+#define LOSS(code) \
+    case code: \
+        sum = activation == SIGMOID ? F(loss_row_of)(code, SIGMOID, y, target, da, size, scale, delta) \
+              : activation == RELU  ? F(loss_row_of)(code, RELU, y, target, da, size, scale, delta) \
+                                    : F(loss_row_of)(code, LINEAR, y, target, da, size, scale, delta); \
+        break;
 STATIC REAL F(loss_row)(int loss, const REAL *y, const REAL *target, REAL *da, Py_ssize_t size, REAL scale, REAL delta,
                         int activation)
 {
     REAL sum;
     switch (loss) {
-    case SQUARED_ERROR: sum = F(loss_row_of)(SQUARED_ERROR, y, target, da, size, scale, delta); break;
-    case ABSOLUTE_ERROR: sum = F(loss_row_of)(ABSOLUTE_ERROR, y, target, da, size, scale, delta); break;
-    case HUBER: sum = F(loss_row_of)(HUBER, y, target, da, size, scale, delta); break;
-    case CROSS_ENTROPY: sum = F(loss_row_of)(CROSS_ENTROPY, y, target, da, size, scale, delta); break;
-    default: sum = F(loss_row_of)(CROSS_ENTROPY_OF_LOGITS, y, target, da, size, scale, delta);
+        LOSS(SQUARED_ERROR)
+        LOSS(ABSOLUTE_ERROR)
+        LOSS(HUBER)
+        LOSS(CROSS_ENTROPY)
+    default: sum = F(loss_row_of)(CROSS_ENTROPY_OF_LOGITS, LINEAR, y, target, da, size, scale, delta);
     }
-    if (activation != LINEAR) F(map_slope)(da, y, da, size, activation);
+    if (activation != LINEAR && activation != RELU && activation != SIGMOID) F(map_slope)(da, y, da, size, activation);
     return sum;
 }
+#undef LOSS
 
 /* Softmax of one row and its gradient. */
 STATIC void F(softmax_row)(const REAL *x, REAL *y, Py_ssize_t size)
