@@ -84,6 +84,17 @@ def test_same_bits_of_layers_between_which_nobody_waits(name):
         assert run(module, net, x, n_threads, batch_size=32, optimizer=fastae.Adam(1e-3)) == first
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_same_bits_where_the_padding_makes_a_small_weight_large(name, dtype):
+    """3600 x 9 numbers are few, and shared out by rows; with whole vectors in each row they are not."""
+    net = Network([Dense(9, "relu")], [Dense(3600)], 3600)
+    x = np.random.default_rng(1).normal(size=(13 * 20, 3600)).astype(dtype)
+    module = load(name)
+    first = run(module, net, x, 1, batch_size=13, optimizer=fastae.Adam(1e-3))
+    assert run(module, net, x, 3, batch_size=13, optimizer=fastae.Adam(1e-3)) == first
+
+
 def test_the_table_and_the_kernels_share_out_products_alike():
     """Else a thread would go on to rows that another has not made yet."""
     from fastae.kernels.compiled import _baseline

@@ -286,8 +286,13 @@ cdef inline void apply_update(const void* update, const real* g, real* w, Py_ssi
 cdef void dense_forward(const real* x, const real* w, const real* b, int activation, real* y,
                         Py_ssize_t n, Py_ssize_t k, Py_ssize_t m,
                         Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    outer_product(x, ld(k, pad), 1, w, ld(m, pad), k, b, y, ld(m, pad), n, width(m, pad, y),
-                  NULL, activation, part, parts)
+    cdef Py_ssize_t first = 0, rows = n
+    if parts > 1 and by_rows(n, m, k, parts):  # as the table says: of m, not of the columns with padding
+        first = share(n, part, parts)
+        rows = share(n, part + 1, parts) - first
+        part, parts = 0, 1
+    outer_product(x + first * ld(k, pad), ld(k, pad), 1, w, ld(m, pad), k, b,
+                  y + first * ld(m, pad), ld(m, pad), rows, width(m, pad, y), NULL, activation, part, parts)
 
 
 cdef void dense_backward(const real* dy, const real* x, const real* w, const real* y, int activation,
@@ -916,7 +921,8 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
                 memcpy(<real*>job.out + (start + i) * job.output_columns,
                        arena + job.output_offset + i * step, job.output_columns * sizeof(real))
         if part == 0:  # what all have to know of the next batch
-            job.control[3] = job.control[0]
+            # in one of two places: who is late reads the other one's while this thread is a batch ahead
+            job.control[3 + batch % 2] = job.control[0]
             if job.tuner != NULL and not tune(job.tuner, parts) and team > 1:
                 job.alone_from = batch + 1
         meet(job.seats, &round, part, team)
@@ -924,7 +930,7 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
             if job.trains:
                 header[0] += 1
             job.control[1] = batch + 1
-        if job.control[3]:
+        if job.control[3 + batch % 2]:
             return
         batch += 1
 
