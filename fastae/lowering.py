@@ -301,7 +301,7 @@ class _Lowering:
         varying = {a.dims[0] for a, slot in instruction.arrays if slot.batched}
         used = 0
         for a in row.arrays:
-            if a.role != "work" or (a.optional and self.padded):  # images in their own layout need none
+            if a.role != "work" or (a.spare and self.padded):
                 continue
             # Offset within the scratch stretch, whose place is not known yet.
             slot = self.shaped("scratch", used, row.shape(a, dims), a.dims[0] in varying)
@@ -310,7 +310,8 @@ class _Lowering:
         missing = [
             a.name
             for a in row.arguments
-            if operands.get(a.name) is None and not (isinstance(a, Array) and a.optional)
+            if operands.get(a.name) is None
+            and not (isinstance(a, Array) and (a.optional or (a.spare and self.padded)))
         ]
         if missing or operands.keys() - {a.name for a in row.arguments}:
             raise ValueError(

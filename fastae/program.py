@@ -17,13 +17,13 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastae import losses, optimizers
+from fastae.barriers import meetings
 from fastae.kernels.table import ACTIVATIONS, KERNELS, Array, Kernel
 from fastae.layers import GaussianNoise, MaskingNoise, Shape, positive_int
 
@@ -296,7 +296,7 @@ class Routine:
             for line, instruction in zip(code, self.instructions, strict=True):
                 numbers = instruction.encode(rows)
                 line[: len(numbers)] = numbers
-            self._opens[rows], *code[:, 1] = self._barriers(rows)
+            self._opens[rows], *code[:, 1] = meetings(self, rows)
             self._encoded[rows] = code
         return code
 
@@ -310,51 +310,13 @@ class Routine:
             since they met, 2 where it does unless work is shared out by rows (`Kernel.by_rows`), else 1.
             The next of the last is to copy the output, by rows. At the end of a batch all meet anyway.
         """
-        return self._barriers(self.capacity if rows is None else rows)[1:]
+        return [int(barrier) for barrier in self.encode(rows)[:, 1]]
 
     def opens(self, rows: int | None = None) -> int:
         """Say, as `barriers` does, whether they must meet after the batch was gathered, by rows."""
         rows = self.capacity if rows is None else rows
         self.encode(rows)
         return self._opens[rows]
-
-    def _barriers(self, rows: int) -> list[int]:
-        gathered = [s for s in (self.input, self.target, self.weight) if s is not None]
-        # whether it is by rows, and each slot with whether it is written: the gathering (and the counting of
-        # updates, which the first thread does when all have met), every instruction, the copy of the output
-        steps = [(True, [(slot, True) for slot in [COUNTER, *gathered]])]
-        for i in self.instructions:
-            rule = i.row.by_rows
-            by_rows = rule is not None and rule(SimpleNamespace(**i.dims(rows), **i.constants))
-            steps.append((by_rows, [(slot, array.written) for array, slot in i.arrays]))
-        steps.append((True, [(self.output, False)] if self.output is not None else []))
-
-        def meets(one: tuple[bool, list], other: tuple[bool, list]) -> int:
-            """0: may run at the same time, 1: if their threads keep to their rows, 2: never."""
-            found = 0
-            for a, a_written in one[1]:
-                for b, b_written in other[1]:
-                    apart = b.offset >= a.offset + a.size or a.offset >= b.offset + b.size
-                    if apart or not (a_written or b_written):
-                        continue
-                    same = a.batched and b.batched and a.offset == b.offset and a.lanes == b.lanes == 1
-                    if not (one[0] and other[0] and same):
-                        return 2
-                    found = 1
-            return found
-
-        barriers = [0] * len(steps)
-        hard = soft = 0  # the first step since they met, for certain or at all
-        for j, step in enumerate(steps):
-            worst = max((meets(steps[i], step) for i in range(hard, j)), default=0)
-            # thread 0 reads the loss after `check` instructions
-            if worst == 2 or (self.check and j == self.check + 1):
-                barriers[j - 1] = 1
-                hard = soft = j
-            elif worst == 1 and any(meets(steps[i], step) for i in range(soft, j)):
-                barriers[j - 1] = 2
-                soft = j
-        return barriers[:-1]
 
     def with_learning_rate(self, learning_rate: float) -> Routine:
         """Return the same routine with another learning rate in its updates."""

@@ -288,7 +288,7 @@ BACKWARD = {
 def test_the_systems_are_lowered_to_the_instructions_they_need(system):
     program = lowered(models.MODELS[system]())
     train = program.routine("train")
-    assert kernels_of(train) == [*FORWARD[system], "mse", "total", *BACKWARD[system], "sgd"]
+    assert kernels_of(train) == [*FORWARD[system], "mse", *BACKWARD[system], "total", "sgd"]
     assert kernels_of(program.routine("evaluate")) == [*FORWARD[system], "mse", "total"]
     assert kernels_of(program.routine("reconstruct")) == FORWARD[system]
     assert kernels_of(program.routine("encode")) + kernels_of(program.routine("decode")) == FORWARD[system]

@@ -71,6 +71,7 @@ class Array:
     dims: tuple[str, ...]
     role: str  # "in", "saved", "work", "state" or "out"
     optional: bool = False  # absent: None in ops, an array of size 0 in the kernels
+    spare: bool = False  # a workspace that calls need and padded Programs leave out
     kind: str = "real"  # "real" (float32 or float64, one for the whole call) or "index" (int64)
 
     @property
@@ -197,7 +198,7 @@ class Kernel:
         return total
 
 
-_ARRAY = re.compile(r"(\w+)\[([\w,]+)\](\?)?(?::(\w+))?")
+_ARRAY = re.compile(r"(\w+)\[([\w,]+)\]([?~])?(?::(\w+))?")
 
 ACTIVATION = Constant("activation", "activation", "linear", doc="name of the activation")
 LEARNING_RATE = Constant("learning_rate", "real", None, doc="step size, > 0", above=0.0)
@@ -212,10 +213,10 @@ STRIDE = Constant("stride", "int", None, 1, "distance between kept columns, >= 1
 
 
 def _arrays(spec: str, role: str) -> tuple[Array, ...]:
-    """Parse e.g. ``"x[n,k] b[m]? order[n]:index"``."""
+    """Parse e.g. ``"x[n,k] b[m]? order[n]:index"``; ``~`` marks a spare workspace, as ``?`` does too."""
     return tuple(
-        Array(name, tuple(dims.split(",")), role, bool(optional), kind or "real")
-        for name, dims, optional, kind in _ARRAY.findall(spec)
+        Array(name, tuple(dims.split(",")), role, mark == "?", bool(mark) and role == "work", kind or "real")
+        for name, dims, mark, kind in _ARRAY.findall(spec)
     )
 
 
@@ -322,7 +323,7 @@ _row(
     "w -= learning_rate (x^T da + weight_decay w); b alike with sum_n da",
     inputs="x[n,k] da[n,m]",
     constants=(LEARNING_RATE, WEIGHT_DECAY),
-    work="dw[k,m]?",
+    work="dw[k,m]~",
     state="w[k,m] b[m]?",
     flops=lambda d: 2 * d.n * d.k * d.m + d.n * d.m + 4 * d.k * d.m,
     source="Robbins, Monro, A stochastic approximation method (1951)",
@@ -543,7 +544,7 @@ _row(
     f"g = x^T da for w, sum_n da for b; {_ADAM_FORMULA}",
     inputs="x[n,k] da[n,m] step[1]:index",
     constants=_ADAM,
-    work="dw[k,m]? db[m]?",
+    work="dw[k,m]~ db[m]~",
     state="w[k,m] b[m]? exp_avg_w[k,m] exp_avg_b[m]? exp_avg_sq_w[k,m] exp_avg_sq_b[m]?",
     flops=lambda d: 2 * d.n * d.k * d.m + d.n * d.m + 14 * d.k * d.m,
     source="Kingma, Ba, Adam (2015); Loshchilov, Hutter, Decoupled weight decay (2019)",

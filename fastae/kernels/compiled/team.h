@@ -24,7 +24,7 @@
 #endif
 
 #define FASTAE_SPINS 2000  /* some 30 us */
-#define FASTAE_LONG 20000
+#define FASTAE_LONG 20000  /* some 500 us */
 
 /* Numbers below the smallest normal one are taken as 0 while a Program runs: moments of parameters that no longer
  * learn decay into them, and arithmetic on them is a hundred times slower. Returns what to restore. */

@@ -1,0 +1,426 @@
+# What runs a Program, a whole epoch without Python, and the threads that share it.
+
+import threading
+from contextlib import suppress
+
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from libc.math cimport isfinite
+
+from fastae.executor import check_run, team_of_rows, team_size
+
+cdef extern from "team.h" nogil:
+    ctypedef struct Seat:
+        pass
+    void tell(Seat* seat, uint32_t round)
+    void wait_for(Seat* seat, uint32_t round)
+    int move_apart(Seat* seats, Py_ssize_t part, Py_ssize_t parts)
+    void meet(Seat* seats, uint32_t* round, Py_ssize_t part, Py_ssize_t parts)
+    ctypedef struct Tuner:
+        int team
+    Tuner new_tuner()
+    void time_from_now(Tuner* tuner)
+    int tune(Tuner* tuner, Py_ssize_t parts)
+    bint alone(const Tuner* tuner, Py_ssize_t batches)
+    uint64_t flush_denormals()
+    void restore_denormals(uint64_t before)
+
+cdef struct Job:
+    # all that the threads of a run share
+    void* arena
+    const int64_t* code        # instructions for a whole batch
+    const int64_t* tail_code   # and for the last, smaller one
+    int64_t opens, tail_opens  # whether to meet before the first instruction, as column 1 says after others
+    Py_ssize_t instructions, width, check, batch, rows
+    const char* data
+    const char* target
+    const char* weights
+    const int64_t* order
+    Py_ssize_t input_offset, input_columns, target_offset, target_columns, weight_offset
+    Py_ssize_t output_offset, output_columns, loss_offset, pad
+    double* losses
+    char* out
+    int64_t* control
+    bint trains
+    Seat* seats
+    # With a tuner the first thread may go on alone, from batch `alone_from`; the others wait until they are
+    # recalled, for the next batch or because all is over.
+    Tuner* tuner
+    Seat recall
+    uint32_t recalls
+    Py_ssize_t alone_from, next_batch
+    bint over
+
+
+cdef void fetch(Job* job, const char* source, Py_ssize_t columns, Py_ssize_t offset, Py_ssize_t start,
+                Py_ssize_t count, real* arena, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    """Rows `start` to `start + count` of the order, into the arena."""
+    cdef Py_ssize_t i, row, step = ld(columns, job.pad)
+    for i in range(share(count, part, parts), share(count, part + 1, parts)):
+        row = start + i if job.order == NULL else job.order[start + i]
+        memcpy(arena + offset + i * step, <const real*>source + row * columns, columns * sizeof(real))
+
+
+cdef inline bint must_meet(int64_t barrier, Py_ssize_t rows, Py_ssize_t parts) noexcept nogil:
+    """Whether a team must meet, as Routine.barriers says: 2, where its work is not shared out by rows."""
+    return parts > 1 and (barrier == 1 or (barrier == 2 and rows < ROWS_A_THREAD * parts))
+
+
+cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    """One thread's part of a run: every batch, every instruction, no Python and no allocation."""
+    cdef Py_ssize_t batch = 0, start, count, i, step, team = parts
+    cdef const int64_t* code
+    cdef const int64_t* row
+    cdef int64_t opens
+    cdef int64_t* header = <int64_t*>arena
+    cdef uint32_t round = 0, recalls = 0
+    if parts > 1:
+        move_apart(job.seats, part, parts)
+    while batch * job.batch < job.rows:
+        if job.tuner != NULL and part > 0:
+            if job.alone_from == batch:
+                recalls += 1
+                wait_for(&job.recall, recalls)
+                if job.over:
+                    return
+                move_apart(job.seats, part, parts)
+                batch = job.next_batch
+        elif job.tuner != NULL:
+            if job.alone_from == batch:
+                team = 1
+            elif team < parts and job.tuner.team:
+                team = parts
+                job.next_batch = batch
+                job.recalls += 1
+                tell(&job.recall, job.recalls)
+        start = batch * job.batch
+        count = min(job.batch, job.rows - start)
+        code, opens = job.code, job.opens
+        if count < job.batch:
+            code, opens = job.tail_code, job.tail_opens
+        fetch(job, job.data, job.input_columns, job.input_offset, start, count, arena, part, team)
+        if job.target != NULL:
+            fetch(job, job.target, job.target_columns, job.target_offset, start, count, arena, part, team)
+        if job.weights != NULL:
+            for i in range(share(count, part, team), share(count, part + 1, team)):
+                arena[job.weight_offset + i] = (<const real*>job.weights)[
+                    start + i if job.order == NULL else job.order[start + i]]
+        if must_meet(opens, count, team):
+            meet(job.seats, &round, part, team)
+        for i in range(job.instructions + 1):
+            if i == job.check and i > 0:
+                # every thread sees the same loss and takes the same way
+                if job.losses != NULL and part == 0:
+                    job.losses[batch] = arena[job.loss_offset]
+                if not isfinite(arena[job.loss_offset]):
+                    if part == 0:
+                        job.control[2] = batch
+                    return
+            if i < job.instructions:
+                row = code + i * job.width
+                instructions_of(arena)[row[0]](arena, row + 2, job.pad, part, team)
+                if must_meet(row[1], count, team):
+                    meet(job.seats, &round, part, team)
+        if job.out != NULL:
+            step = ld(job.output_columns, job.pad)
+            for i in range(share(count, part, team), share(count, part + 1, team)):
+                memcpy(<real*>job.out + (start + i) * job.output_columns,
+                       arena + job.output_offset + i * step, job.output_columns * sizeof(real))
+        if part == 0:  # what all have to know: whether to stop, and who does the next batch
+            # in one of two places: who is late reads the other one's while this thread is a batch ahead
+            job.control[3 + batch % 2] = job.control[0]
+            # never right after a recall, for tune leaves out the first batch: the late still find its number
+            if job.tuner != NULL and not tune(job.tuner, parts) and team > 1:
+                job.alone_from = batch + 1
+        meet(job.seats, &round, part, team)
+        if part == 0:  # nobody reads the number of updates any more, or again before they meet
+            if job.trains:
+                header[0] += 1
+            job.control[1] = batch + 1
+        if job.control[3 + batch % 2]:
+            return
+        batch += 1
+
+
+cdef void run_part(Job* job, bint single, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    if single:
+        run_batches(job, <float*>job.arena, part, parts)
+    else:
+        run_batches(job, <double*>job.arena, part, parts)
+
+
+cdef int READABLE = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT
+
+
+cdef class Holder:
+    """Buffers, held as long as it lives."""
+
+    cdef Py_buffer views[8]  # more than any has
+    cdef int count
+
+    cdef void* hold(self, object array, str name, char letter, Py_ssize_t size, bint writable) except? NULL:
+        """Address of a C-contiguous array of 'f', 'd' or, as 'q', int64, of at least `size` elements."""
+        cdef Py_buffer* view = &self.views[self.count]
+        cdef Py_ssize_t itemsize = 4 if letter == c"f" else 8
+        if array is None:
+            return NULL
+        PyObject_GetBuffer(array, view, READABLE | (PyBUF_WRITABLE if writable else 0))
+        self.count += 1
+        if (view.format == NULL or view.format[0] == 0 or view.format[1] != 0
+                or (view.format[0] != letter and (view.format[0] != c"l" or letter != c"q"))):
+            raise TypeError(f"{name}: expected a buffer of format {chr(letter)!r}, got {view.format!r}")
+        if view.itemsize != itemsize:
+            raise TypeError(f"{name}: expected elements of {itemsize} bytes, got {view.itemsize}")
+        if view.len < size * view.itemsize:
+            raise ValueError(f"{name}: expected at least {size} elements, got {view.len // view.itemsize}")
+        return view.buf
+
+    def __dealloc__(self):
+        while self.count > 0:
+            self.count -= 1
+            PyBuffer_Release(&self.views[self.count])
+
+
+cdef class Prepared(Holder):
+    """What the runs of a routine have in common: a job without data."""
+
+    cdef Job job
+    cdef object routine  # that it was asked for: kept, for it is known by its id
+
+    def __cinit__(self, routine, Py_ssize_t batch, Py_ssize_t tail):
+        cdef Job* job = &self.job
+        code = routine.encode(batch)
+        job.code = <const int64_t*>self.hold(code, "code", c"q", 0, False)
+        job.tail_code = <const int64_t*>self.hold(
+            routine.encode(tail) if tail else None, "code", c"q", 0, False)
+        job.opens = routine.opens(batch)
+        if tail:
+            job.tail_opens = routine.opens(tail)
+        job.instructions, job.width = code.shape
+        job.batch, job.check, job.trains = batch, routine.check, routine.trains
+        job.input_offset, job.input_columns = routine.input.offset, routine.input.columns
+        if routine.target is not None:
+            job.target_offset, job.target_columns = routine.target.offset, routine.target.columns
+        if routine.weight is not None:
+            job.weight_offset = routine.weight.offset
+        if routine.output is not None:
+            job.output_offset, job.output_columns = routine.output.offset, routine.output.columns
+        if routine.loss is not None:
+            job.loss_offset = routine.loss.offset
+
+
+cdef class Run(Holder):
+    """One run: its job, and the buffers held as long as any thread may use them."""
+
+    cdef Job job
+    cdef Job* shares  # NULL where all share each instruction, else one for each thread, with rows of its own
+    cdef tuple prepared
+    cdef Seat start  # 0 until it is decided whether all threads are there
+    cdef bint complete
+    cdef void* room
+    cdef int64_t own_control[8]
+    cdef bint single
+    cdef Py_ssize_t parts
+
+    def __cinit__(self, Prepared prepared, Py_ssize_t parts, bint single):
+        self.job = prepared.job
+        self.prepared = (prepared,)
+        self.parts, self.single = parts, single
+        self.room = PyMem_Calloc(parts + 1, sizeof(Seat))
+        if self.room == NULL:
+            raise MemoryError
+        self.job.seats = <Seat*>((<uintptr_t>self.room + sizeof(Seat) - 1) // sizeof(Seat) * sizeof(Seat))
+
+    def __dealloc__(self):
+        PyMem_Free(self.room)
+        PyMem_Free(self.shares)
+
+    cdef int divide(self, tuple prepared) except -1:
+        """Give each thread whole batches of its own, which it computes where its job says."""
+        cdef Py_ssize_t itemsize = 4 if self.single else 8, batch = self.job.batch, part, first
+        cdef Py_ssize_t batches = (self.job.rows + batch - 1) // batch
+        cdef Job* job
+        cdef Job* own
+        self.prepared = prepared
+        self.shares = <Job*>PyMem_Calloc(self.parts, sizeof(Job) + sizeof(self.own_control))
+        if self.shares == NULL:
+            raise MemoryError
+        for part in range(self.parts):
+            job, own = &self.shares[part], &(<Prepared>prepared[part]).job
+            first = share(batches, part, self.parts) * batch
+            job[0] = self.job
+            job.rows = min(share(batches, part + 1, self.parts) * batch, self.job.rows) - first
+            job.data += first * job.input_columns * itemsize
+            job.out += first * job.output_columns * itemsize
+            job.arena, job.code, job.tail_code = own.arena, own.code, own.tail_code
+            job.input_offset, job.output_offset = own.input_offset, own.output_offset
+            job.control = <int64_t*>(self.shares + self.parts) + 8 * part
+        return 0
+
+    def enter(self, Py_ssize_t part):
+        """Take part, as one thread of the team; part 0 lets the others begin."""
+        cdef uint64_t before
+        with nogil:
+            if part == 0:
+                self.complete = True
+                tell(&self.start, 1)
+            else:
+                wait_for(&self.start, 1)
+            if self.complete:
+                before = flush_denormals()
+                if self.shares != NULL:
+                    move_apart(self.job.seats, part, self.parts)
+                    run_part(&self.shares[part], self.single, 0, 1)
+                else:
+                    run_part(&self.job, self.single, part, self.parts)
+                restore_denormals(before)
+                if part == 0:
+                    self.job.over = True
+                    tell(&self.job.recall, self.job.recalls + 1)
+
+    def send_home(self):
+        """Let the threads that have been started end: the run does not take place."""
+        tell(&self.start, 1)
+
+    def stop(self):
+        """Let threads that have rows of their own end after the batch at hand."""
+        cdef Py_ssize_t part
+        for part in range(self.parts if self.shares != NULL else 0):
+            self.shares[part].control[0] = 1
+
+
+#: FLOPs of a batch that are worth a thread.
+cdef double WORTH_A_THREAD = 1e6
+
+
+cdef class Executor:
+    """Runs the routines of a Program, a whole epoch in one call, without the GIL.
+
+    Parameters
+    ----------
+    program : fastae.program.Program
+        Lowered with padded rows.
+    arena : ndarray of shape (program.arena_size,)
+        The memory it runs in; kept alive by the executor.
+    n_threads : int or None
+        Threads that share each instruction or, in inference of several batches, the batches; at least 1.
+        None: chosen for each run by its work and, where they share instructions, while it runs by what is
+        measured to be faster, the team or one thread. The bits are the same for any number.
+
+    Raises
+    ------
+    ValueError
+        If `n_threads` is less than 1.
+    """
+
+    cdef readonly object program, arena, n_threads
+    cdef bint single
+    cdef Holder holder
+    cdef void* base  # of the arena
+    cdef dict routines, rooms
+    cdef Py_ssize_t pad, batch
+    cdef Tuner[2] tuners  # of routines that train, and of others
+
+    def __init__(self, program, arena, n_threads=1):
+        if n_threads is not None and n_threads < 1:
+            raise ValueError(f"n_threads: expected at least 1, got {n_threads}")
+        self.program = program
+        self.arena = arena
+        self.n_threads = n_threads
+        self.single = arena.dtype == "float32"
+        self.pad = 64 // arena.itemsize
+        self.batch = program.batch_size
+        self.holder = Holder()
+        self.base = self.holder.hold(
+            arena, "arena", c"f" if self.single else c"d", program.arena_size, True)
+        self.routines = {}
+        self.rooms = {}  # where a thread other than the first computes batches of its own
+        for i in range(2):
+            self.tuners[i] = new_tuner()
+
+    def run(self, routine, data, target, order, *, weights=None, losses=None, out=None, control=None):
+        """Run `routine` over the rows of `data` (see the executor protocol in fastae.executor)."""
+        check_run(routine, data, target, order, weights, out)
+        cdef Py_ssize_t given = len(data), rows = given if order is None else len(order)
+        cdef Py_ssize_t batches = (rows + self.batch - 1) // self.batch
+        cdef Py_ssize_t tail = rows % self.batch
+        cdef Py_ssize_t parts
+        # Batches that nothing passes on between are not worth a barrier.
+        cdef bint apart = (batches > 1 and out is not None and not routine.trains and target is None
+                           and order is None and losses is None and control is None)
+        if self.n_threads is None:
+            parts = (team_of_rows(routine, rows) if apart
+                     else team_size(routine, rows, self.batch, WORTH_A_THREAD))
+        else:
+            parts = self.n_threads
+        if apart:
+            parts = min(parts, batches)
+        cdef Tuner* tuner = NULL
+        if parts > 1 and self.n_threads is None and not apart:
+            tuner = &self.tuners[routine.trains]
+            if alone(tuner, batches):
+                parts = 1
+        cdef Run run = Run(self._prepared(routine, tail, 0), parts, self.single)
+        cdef Job* job = &run.job
+        cdef char kind = c"f" if self.single else c"d"
+        job.rows = rows
+        job.data = <const char*>run.hold(data, "data", kind, given * job.input_columns, False)
+        job.order = <const int64_t*>run.hold(order, "order", c"q", rows, False)
+        job.target = <const char*>run.hold(target, "target", kind, given * job.target_columns, False)
+        job.weights = <const char*>run.hold(weights, "weights", kind, given, False)
+        job.out = <char*>run.hold(out, "out", kind, rows * job.output_columns, True)
+        job.losses = <double*>run.hold(losses, "losses", c"d", batches, True)
+        job.control = <int64_t*>run.hold(control, "control", c"q", 8, True)
+        if job.control == NULL:
+            job.control = run.own_control
+        job.control[1], job.control[2] = 0, -1
+        job.tuner = tuner
+        if tuner != NULL:
+            job.alone_from = -1 if tuner.team else 0
+            time_from_now(tuner)
+        job.pad = self.pad
+        if apart and parts > 1:
+            run.divide(tuple([self._prepared(routine, tail, part) for part in range(parts)]))
+        team = [threading.Thread(target=run.enter, args=(part,)) for part in range(1, parts)]
+        try:
+            for thread in team:
+                thread.start()
+        except BaseException:
+            run.send_home()
+            raise
+        try:
+            run.enter(0)
+            for thread in team:
+                thread.join()
+        except BaseException:  # an interrupt, passed on when nobody writes any more
+            run.stop()
+            while any([thread.is_alive() for thread in team]):
+                with suppress(KeyboardInterrupt):
+                    for thread in team:
+                        thread.join()
+            raise
+
+    cdef Prepared _prepared(self, routine, Py_ssize_t tail, Py_ssize_t part):
+        """What runs of a routine have in common whose last batch has `tail` rows, 0 for a whole one.
+
+        Part 0 computes in the arena. Another one reads there what lasts and has a room for all else.
+        """
+        cdef Prepared found
+        cdef uintptr_t arena = <uintptr_t>self.base, room = arena, base
+        key = (id(routine), tail, part)
+        found = self.routines.get(key)
+        if found is None:
+            if len(self.routines) >= 64:  # schedules bring a new routine for each rate
+                self.routines.clear()
+            if part > 0:
+                if part not in self.rooms:
+                    self.rooms[part] = self.program.new_arena()
+                room = self.rooms[part].ctypes.data
+            base = min(arena, room)  # offsets are not negative
+            itemsize = 64 // self.pad
+            moved = routine if part == 0 else self.program.moved(
+                routine, (arena - base) // itemsize, (room - base) // itemsize)
+            found = Prepared(moved, self.batch, tail)
+            found.routine = routine
+            found.job.arena = <void*>base
+            self.routines[key] = found
+        return found
