@@ -248,7 +248,7 @@ def test_demo_shows_progress_without_tqdm(run, tmp_path, images, monkeypatch):
 
 
 def test_training_that_diverges_names_the_update():
-    data = np.full((20, 9), 1e10)
+    data = np.full((20, 9), 1e12)  # far beyond what rounding decides
     weights = fastae.models.autoencnet(9, demo.HIDDEN).initial_weights(0)
     with pytest.raises(cli.CommandError, match=r"diverged at update \d+ on numpy"):
         demo.train(backend.load("numpy"), data, np.tile(np.arange(20), 60), weights)
