@@ -1,11 +1,12 @@
 """Executors: same bits for any number of threads, whatever lies in the arena; nothing out of bounds."""
 
+import _thread
 import ctypes
 import os
 import re
 import subprocess
 import sys
-import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -324,31 +325,55 @@ def test_threads_that_take_rows_of_their_own_change_no_bit(system, dtype):
             trainer.set_weights(other)
 
 
-def test_an_interrupt_leaves_no_thread_that_writes(monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+def test_a_thread_that_does_not_start_leaves_none_that_writes(error, monkeypatch):
     started = []
 
-    class Interrupted(threading.Thread):
-        def start(self):
-            started.append(self)
-            super().start()
+    def start(function, arguments):
+        if started:
+            raise error
+        started.append(arguments)
+        return begin(function, arguments)
 
-        def join(self, timeout=None):
-            if not hasattr(self, "asked"):
-                self.asked = True
-                raise KeyboardInterrupt
-            super().join(timeout)
-
+    begin = _thread.start_new_thread
     net = fastae.models.quark_mlp()
     trainer = fastae.Trainer(net, backend="cython", n_threads=3, seed=1)
     x = np.random.default_rng(3).random((20000, 784), np.float32)
     expected = trainer.reconstruct(x)
+    before, out = _thread._count(), np.full_like(x, np.nan)
     with monkeypatch.context() as patch:
-        patch.setattr(threading, "Thread", Interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.reconstruct(x)
-    assert len(started) == 2
-    assert not any(thread.is_alive() for thread in started)
+        patch.setattr(_thread, "start_new_thread", start)
+        with pytest.raises(type(error)):
+            trainer.reconstruct(x, out=out)
+    assert started
+    assert np.isnan(out).all()
+    deadline = time.monotonic() + 10
+    while _thread._count() > before and time.monotonic() < deadline:  # it may still be on its way home
+        time.sleep(0.001)
+    assert _thread._count() == before
     assert trainer.reconstruct(x).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("batches", [1, 15, 16, 40])
+def test_a_team_that_is_late_changes_no_bit(batches, monkeypatch):
+    """The first thread begins alone, where there is enough to do, until the others have come."""
+    module = load("cython")
+    net = fastae.models.autoencnet()
+    x = np.random.default_rng(2).random((20 * batches - 3, 225))
+    first = run(module, net, x, 1, batch_size=20, optimizer="sgd")
+    begin = _thread.start_new_thread
+
+    def late(function, arguments):
+        def enter():
+            time.sleep(0.002 * arguments[0])
+            function(*arguments)
+
+        return begin(enter, ())
+
+    monkeypatch.setattr(_thread, "start_new_thread", late)
+    for n_threads in (2, 3):
+        same = run(module, net, x, n_threads, batch_size=20, optimizer="sgd") == first
+        assert same
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -1,7 +1,6 @@
 # What runs a Program, a whole epoch without Python, and the threads that share it.
 
-import threading
-from contextlib import suppress
+import _thread
 
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.math cimport isfinite
@@ -13,6 +12,8 @@ cdef extern from "team.h" nogil:
         pass
     void tell(Seat* seat, uint32_t round)
     void wait_for(Seat* seat, uint32_t round)
+    void arrive(uint32_t* count)
+    uint32_t arrived(const uint32_t* count)
     int move_apart(Seat* seats, Py_ssize_t part, Py_ssize_t parts)
     void meet(Seat* seats, uint32_t* round, Py_ssize_t part, Py_ssize_t parts)
     ctypedef struct Tuner:
@@ -42,11 +43,11 @@ cdef struct Job:
     int64_t* control
     bint trains
     Seat* seats
-    # With a tuner the first thread may go on alone, from batch `alone_from`; the others wait until they are
-    # recalled, for the next batch or because all is over.
+    # The first thread may go on alone, from batch `alone_from`: until the others are there, or as the tuner says.
+    # They wait until they are recalled, for the next batch or because all is over.
     Tuner* tuner
     Seat recall
-    uint32_t recalls
+    uint32_t recalls, there
     Py_ssize_t alone_from, next_batch
     bint over
 
@@ -75,8 +76,10 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
     cdef uint32_t round = 0, recalls = 0
     if parts > 1:
         move_apart(job.seats, part, parts)
+    if part > 0:
+        arrive(&job.there)
     while batch * job.batch < job.rows:
-        if job.tuner != NULL and part > 0:
+        if part > 0:
             if job.alone_from == batch:
                 recalls += 1
                 wait_for(&job.recall, recalls)
@@ -84,14 +87,16 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
                     return
                 move_apart(job.seats, part, parts)
                 batch = job.next_batch
-        elif job.tuner != NULL:
-            if job.alone_from == batch:
-                team = 1
-            elif team < parts and job.tuner.team:
-                team = parts
-                job.next_batch = batch
-                job.recalls += 1
-                tell(&job.recall, job.recalls)
+        elif job.alone_from == batch:
+            team = 1
+        elif (team < parts and (job.tuner == NULL or job.tuner.team)
+              and arrived(&job.there) == <uint32_t>parts - 1):
+            team = parts
+            job.next_batch = batch
+            job.recalls += 1
+            tell(&job.recall, job.recalls)
+            if job.tuner != NULL:
+                time_from_now(job.tuner)
         start = batch * job.batch
         count = min(job.batch, job.rows - start)
         code, opens = job.code, job.opens
@@ -129,8 +134,9 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
             # in one of two places: who is late reads the other one's while this thread is a batch ahead
             job.control[3 + batch % 2] = job.control[0]
             # never right after a recall, for tune leaves out the first batch: the late still find its number
-            if job.tuner != NULL and not tune(job.tuner, parts) and team > 1:
-                job.alone_from = batch + 1
+            if job.tuner != NULL and (team == parts or not job.tuner.team):
+                if not tune(job.tuner, parts) and team > 1:
+                    job.alone_from = batch + 1
         meet(job.seats, &round, part, team)
         if part == 0:  # nobody reads the number of updates any more, or again before they meet
             if job.trains:
@@ -214,9 +220,10 @@ cdef class Run(Holder):
     cdef Job job
     cdef Job* shares  # NULL where all share each instruction, else one for each thread, with rows of its own
     cdef tuple prepared
-    cdef Seat start  # 0 until it is decided whether all threads are there
+    cdef Seat start  # 0 until it is decided whether all threads come
     cdef bint complete
     cdef void* room
+    cdef Seat* left  # of each thread: 1 when it touches nothing any more
     cdef int64_t own_control[8]
     cdef bint single
     cdef Py_ssize_t parts
@@ -225,10 +232,12 @@ cdef class Run(Holder):
         self.job = prepared.job
         self.prepared = (prepared,)
         self.parts, self.single = parts, single
-        self.room = PyMem_Calloc(parts + 1, sizeof(Seat))
+        self.room = PyMem_Calloc(2 * parts + 1, sizeof(Seat))
         if self.room == NULL:
             raise MemoryError
         self.job.seats = <Seat*>((<uintptr_t>self.room + sizeof(Seat) - 1) // sizeof(Seat) * sizeof(Seat))
+        self.left = self.job.seats + parts
+        self.job.alone_from = -1
 
     def __dealloc__(self):
         PyMem_Free(self.room)
@@ -276,20 +285,28 @@ cdef class Run(Holder):
                 if part == 0:
                     self.job.over = True
                     tell(&self.job.recall, self.job.recalls + 1)
+            tell(&self.left[part], 1)
 
-    def send_home(self):
-        """Let the threads that have been started end: the run does not take place."""
-        tell(&self.start, 1)
-
-    def stop(self):
-        """Let threads that have rows of their own end after the batch at hand."""
-        cdef Py_ssize_t part
-        for part in range(self.parts if self.shares != NULL else 0):
-            self.shares[part].control[0] = 1
+    def begin(self):
+        """Start the other threads and take part; gives back when none of them touches anything any more."""
+        cdef Py_ssize_t part, started = 1
+        try:
+            for part in range(1, self.parts):
+                # no Thread of threading, which waits until the new one runs
+                _thread.start_new_thread(self.enter, (part,))
+                started += 1
+            self.enter(0)
+        finally:
+            with nogil:
+                tell(&self.start, 1)  # who was started goes home when another could not be
+                for part in range(1, started):
+                    wait_for(&self.left[part], 1)
 
 
 #: FLOPs of a batch that are worth a thread.
 cdef double WORTH_A_THREAD = 1e6
+#: Batches of a run of which the first may be done by one thread while the others start.
+cdef Py_ssize_t WORTH_A_START = 16
 
 
 cdef class Executor:
@@ -375,29 +392,13 @@ cdef class Executor:
         job.control[1], job.control[2] = 0, -1
         job.tuner = tuner
         if tuner != NULL:
-            job.alone_from = -1 if tuner.team else 0
             time_from_now(tuner)
+        if parts > 1 and not apart and (batches >= WORTH_A_START or (tuner != NULL and not tuner.team)):
+            job.alone_from = 0
         job.pad = self.pad
         if apart and parts > 1:
             run.divide(tuple([self._prepared(routine, tail, part) for part in range(parts)]))
-        team = [threading.Thread(target=run.enter, args=(part,)) for part in range(1, parts)]
-        try:
-            for thread in team:
-                thread.start()
-        except BaseException:
-            run.send_home()
-            raise
-        try:
-            run.enter(0)
-            for thread in team:
-                thread.join()
-        except BaseException:  # an interrupt, passed on when nobody writes any more
-            run.stop()
-            while any([thread.is_alive() for thread in team]):
-                with suppress(KeyboardInterrupt):
-                    for thread in team:
-                        thread.join()
-            raise
+        run.begin()
 
     cdef Prepared _prepared(self, routine, Py_ssize_t tail, Py_ssize_t part):
         """What runs of a routine have in common whose last batch has `tail` rows, 0 for a whole one.

@@ -149,7 +149,7 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
         i_end = share(rows, tile % bands + 1, bands)
         if update != NULL:
             ahead = 0
-            if tile + 1 < end:
+            if tile + 1 < end and 2 * rows * columns > SMALL_WEIGHT:  # what is smaller is near in any case
                 ahead = ((share(rows, (tile + 1) % bands, bands) - i) * c_row
                          + share(vectors, (tile + 1) // bands, panels) * lanes - j)
             if real is float:

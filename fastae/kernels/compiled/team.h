@@ -115,6 +115,10 @@ static inline void wait_for(Seat *seat, uint32_t round)
     if (!spin_for(seat, round, FASTAE_SPINS)) sleep_for(seat, round);
 }
 
+/* How many have come so far. */
+static inline void arrive(uint32_t *count) { __atomic_add_fetch(count, 1, __ATOMIC_SEQ_CST); }
+static inline uint32_t arrived(const uint32_t *count) { return __atomic_load_n(count, __ATOMIC_ACQUIRE); }
+
 /* Leave a processor on which another of the team is. A thread that has just been started or woken is often put on the
  * processor of the one that did it, though others are idle, and it takes the system some 15 ms to notice: the team
  * would be slower than one thread for as long. Where the thread may run afterwards stays as it was.

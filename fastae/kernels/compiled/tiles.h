@@ -23,7 +23,7 @@ INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_
     Py_ssize_t p = 0;
     /* What is updated comes from a far cache: the next tile is asked for during the sums, a row at a time, for a core
      * waits for only so many lines at once. */
-    for (int row = update ? 0 : R - 1; row < R; row++) {
+    for (int row = update && update->ahead ? 0 : R - 1; row < R; row++) {
         const Py_ssize_t until = steps * (row + 1) / R;
         if (update && update->ahead) UNROLL for (int j = 0; j < C; j++)
         {
