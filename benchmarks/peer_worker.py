@@ -142,11 +142,12 @@ class Worker:
             found[name] = said
         return found
 
-    def train(self, name: str, updates: int) -> float:
-        """Seconds of so many updates in one turn."""
+    def train(self, name: str, epoch: int, updates: int) -> float:
+        """Seconds of so many updates in one turn, no more than an epoch in a call."""
         run = self.contenders[name].train
         start = perf_counter()
-        run(updates)
+        for first in range(0, updates, epoch):
+            run(min(epoch, updates - first))
         return perf_counter() - start
 
     def infer(self, name: str, rows: int, times: int) -> float:

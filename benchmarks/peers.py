@@ -9,9 +9,9 @@ Every library has a process of its own for each number of threads (Keras one mor
 backend for images); they take turns, the others resting meanwhile. All begin from the same weights and see
 the same float32 batches, and nothing is timed before losses and reconstructions agree with those of a
 float64 reference. On several threads fastae chooses how many of them to take, as it does where nobody says.
-A turn is an epoch of 50 updates, which JAX's scan and Keras's fit always do at once, or, of the slower ones,
-as many as take 100 ms: after its rest a library finds its caches cold, and its threads asleep. A step's time
-is the median over the turns.
+A turn is as many updates as take 100 ms, in epochs of 50 where those are more, which JAX's scan and Keras's
+fit always do at once: after its rest a library finds its caches cold, and its threads asleep, and it is no
+matter of its speed for how many updates that counts. A step's time is the median over the turns.
 
 The limits of the machine are measured in the same run by a small compiled probe. FLOPs and bytes are those
 of the network as published, nothing fused, for every contender; what saves FLOPs may pass the limit. What a
@@ -229,15 +229,14 @@ def interleave(
 
 def step_times(field: Field, seconds: float, rounds: int = LEAST_ROUNDS) -> dict[Key, list[float]]:
     """Seconds of an update of each contender, turn by turn."""
-    train = field.turns("train", list(field.there))
-    units = {}
+    epoch = contenders.UPDATES
+    train, units = field.turns("train", list(field.there), epoch), {}
     for key, turn in train.items():
-        if key[0] in WHOLE:
-            units[key] = contenders.UPDATES
-            turn(units[key])
-        else:
-            turn(2)
-            units[key] = min(max(int(TURN * 3 / turn(3)), 2), contenders.UPDATES)
+        tried = epoch if key[0] in WHOLE else 3
+        turn(tried)
+        units[key] = max(int(TURN * tried / turn(tried)), 2)
+        if units[key] > epoch or key[0] in WHOLE:
+            units[key] = max(units[key] // epoch, 1) * epoch
     return interleave(train, units, seconds, rounds)
 
 

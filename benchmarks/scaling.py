@@ -82,7 +82,7 @@ def steps(system: str, seats: Sequence[Seat], seconds: float, missing: dict[str,
     field = ready(system, seats)
     missing |= field.missing
     slow = {key: field.there.pop(key) for key in list(field.there) if key[0] in SLOW}
-    once = {key: process.ask("train", key[0], 1) for key, process in slow.items()}
+    once = {key: process.ask("train", key[0], 1, 1) for key, process in slow.items()}
     return once | {key: median(t) for key, t in step_times(field, seconds, LEAST_ROUNDS).items()}
 
 
@@ -98,7 +98,7 @@ def epochs(
     }
     seats = [(processes, [n for n in names if n in able]) for processes, names in seats]
     field = ready(plain(WIDTH, BATCH, updates), seats)
-    turns = field.turns("train", list(field.there))
+    turns = field.turns("train", list(field.there), updates)
     for (name, _), turn in turns.items():
         if name == "JAX scan":  # compiled for so many updates
             turn(updates)

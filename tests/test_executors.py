@@ -1,12 +1,10 @@
 """Executors: same bits for any number of threads, whatever lies in the arena; nothing out of bounds."""
 
-import _thread
 import ctypes
 import os
 import re
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -325,53 +323,46 @@ def test_threads_that_take_rows_of_their_own_change_no_bit(system, dtype):
             trainer.set_weights(other)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
-def test_a_thread_that_does_not_start_leaves_none_that_writes(error, monkeypatch):
-    started = []
+NO_MORE_THREADS = """
+import resource
+import numpy as np
+import fastae
 
-    def start(function, arguments):
-        if started:
-            raise error
-        started.append(arguments)
-        return begin(function, arguments)
-
-    begin = _thread.start_new_thread
-    net = fastae.models.quark_mlp()
-    trainer = fastae.Trainer(net, backend="cython", n_threads=3, seed=1)
-    x = np.random.default_rng(3).random((20000, 784), np.float32)
-    expected = trainer.reconstruct(x)
-    before, out = _thread._count(), np.full_like(x, np.nan)
-    with monkeypatch.context() as patch:
-        patch.setattr(_thread, "start_new_thread", start)
-        with pytest.raises(type(error)):
-            trainer.reconstruct(x, out=out)
-    assert started
-    assert np.isnan(out).all()
-    deadline = time.monotonic() + 10
-    while _thread._count() > before and time.monotonic() < deadline:  # it may still be on its way home
-        time.sleep(0.001)
-    assert _thread._count() == before
-    assert trainer.reconstruct(x).tobytes() == expected.tobytes()
+trainer = fastae.Trainer(fastae.models.quark_mlp(), backend="cython", n_threads=64, seed=1)
+x = np.random.default_rng(3).random((20000, 784), np.float32)
+expected = trainer.reconstruct(x)
+out = np.full_like(x, np.nan)
+whole = resource.getrlimit(resource.RLIMIT_AS)
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20), whole[1]))
+for call in (lambda: trainer.reconstruct(x, out=out), lambda: trainer.fit(x[:64], epochs=1)):
+    try:
+        call()
+    except RuntimeError as error:
+        print(error)
+resource.setrlimit(resource.RLIMIT_AS, whole)
+assert np.isnan(out).all()
+assert trainer.reconstruct(x).tobytes() == expected.tobytes()
+"""
 
 
-@pytest.mark.parametrize("batches", [1, 15, 16, 40])
-def test_a_team_that_is_late_changes_no_bit(batches, monkeypatch):
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a limit on threads that holds for root too")
+def test_a_run_that_gets_too_few_threads_does_not_take_place():
+    done = subprocess.run([sys.executable, "-c", NO_MORE_THREADS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"cannot start 63 more threads: the system gave (\d+)\n", done.stdout)
+    assert done.stdout.count("cannot start 63") == 2
+
+
+@pytest.mark.parametrize("batches", [1, 15, 16, 17, 40])
+def test_a_team_that_comes_late_changes_no_bit(batches):
     """The first thread begins alone, where there is enough to do, until the others have come."""
     module = load("cython")
     net = fastae.models.autoencnet()
     x = np.random.default_rng(2).random((20 * batches - 3, 225))
     first = run(module, net, x, 1, batch_size=20, optimizer="sgd")
-    begin = _thread.start_new_thread
-
-    def late(function, arguments):
-        def enter():
-            time.sleep(0.002 * arguments[0])
-            function(*arguments)
-
-        return begin(enter, ())
-
-    monkeypatch.setattr(_thread, "start_new_thread", late)
-    for n_threads in (2, 3):
+    for n_threads in (2, 3) * 10:
         same = run(module, net, x, n_threads, batch_size=20, optimizer="sgd") == first
         assert same
 

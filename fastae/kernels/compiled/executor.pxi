@@ -1,9 +1,7 @@
 # What runs a Program, a whole epoch without Python, and the threads that share it.
 
-import _thread
-
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.math cimport isfinite
+from libc.stdlib cimport calloc, free
 
 from fastae.executor import check_run, team_of_rows, team_size
 
@@ -13,7 +11,13 @@ cdef extern from "team.h" nogil:
     void tell(Seat* seat, uint32_t round)
     void wait_for(Seat* seat, uint32_t round)
     void arrive(uint32_t* count)
+    uint32_t leave(uint32_t* count)
     uint32_t arrived(const uint32_t* count)
+    ctypedef struct Member:
+        void (*work)(void* crew, Py_ssize_t part) noexcept nogil
+        void* crew
+        Py_ssize_t part
+    int start_member(Member* member)
     int move_apart(Seat* seats, Py_ssize_t part, Py_ssize_t parts)
     void meet(Seat* seats, uint32_t* round, Py_ssize_t part, Py_ssize_t parts)
     ctypedef struct Tuner:
@@ -43,8 +47,8 @@ cdef struct Job:
     int64_t* control
     bint trains
     Seat* seats
-    # The first thread may go on alone, from batch `alone_from`: until the others are there, or as the tuner says.
-    # They wait until they are recalled, for the next batch or because all is over.
+    # The first thread may go on alone, from batch `alone_from`: until the others are there, or as the tuner
+    # says. They wait until they are recalled, for the next batch or because all is over.
     Tuner* tuner
     Seat recall
     uint32_t recalls, there
@@ -214,93 +218,118 @@ cdef class Prepared(Holder):
             job.loss_offset = routine.loss.offset
 
 
-cdef class Run(Holder):
-    """One run: its job, and the buffers held as long as any thread may use them."""
+cdef struct Crew:
+    # the threads of a run, and what they share; lasts until the last of them has left
+    Job job
+    Job* shares  # NULL where all share each instruction, else one for each thread, with rows of its own
+    Py_ssize_t parts
+    bint single, takes_place
+    Seat start  # 0 until it is decided whether all threads come
+    Seat* left  # of each thread: 1 when it touches nothing any more but these seats
+    Member* members
+    uint32_t users
+    int64_t own_control[8]
 
-    cdef Job job
-    cdef Job* shares  # NULL where all share each instruction, else one for each thread, with rows of its own
+
+cdef void dismiss(Crew* crew) noexcept nogil:
+    if leave(&crew.users) == 0:
+        free(crew.shares)
+        free(crew)
+
+
+cdef void take_part(void* given, Py_ssize_t part) noexcept nogil:
+    """What a thread of the team does; the first lets the others begin."""
+    cdef Crew* crew = <Crew*>given
+    cdef uint64_t before
+    if part == 0:
+        crew.takes_place = True
+        tell(&crew.start, 1)
+    else:
+        wait_for(&crew.start, 1)
+    if crew.takes_place:
+        before = flush_denormals()
+        if crew.shares != NULL:
+            move_apart(crew.job.seats, part, crew.parts)
+            run_part(&crew.shares[part], crew.single, 0, 1)
+        else:
+            run_part(&crew.job, crew.single, part, crew.parts)
+        restore_denormals(before)
+        if part == 0:
+            crew.job.over = True
+            tell(&crew.job.recall, crew.job.recalls + 1)
+    tell(&crew.left[part], 1)
+    if part > 0:
+        dismiss(crew)
+
+
+cdef class Run(Holder):
+    """One run: its crew, and the buffers held as long as any thread may use them."""
+
+    cdef Crew* crew
     cdef tuple prepared
-    cdef Seat start  # 0 until it is decided whether all threads come
-    cdef bint complete
-    cdef void* room
-    cdef Seat* left  # of each thread: 1 when it touches nothing any more
-    cdef int64_t own_control[8]
-    cdef bint single
-    cdef Py_ssize_t parts
 
     def __cinit__(self, Prepared prepared, Py_ssize_t parts, bint single):
-        self.job = prepared.job
-        self.prepared = (prepared,)
-        self.parts, self.single = parts, single
-        self.room = PyMem_Calloc(2 * parts + 1, sizeof(Seat))
-        if self.room == NULL:
+        cdef Py_ssize_t line = sizeof(Seat)
+        # not Python's memory: a thread that leaves last gives it back
+        self.crew = <Crew*>calloc(1, sizeof(Crew) + parts * sizeof(Member) + (2 * parts + 1) * line)
+        if self.crew == NULL:
             raise MemoryError
-        self.job.seats = <Seat*>((<uintptr_t>self.room + sizeof(Seat) - 1) // sizeof(Seat) * sizeof(Seat))
-        self.left = self.job.seats + parts
-        self.job.alone_from = -1
+        self.prepared = (prepared,)
+        self.crew.job = prepared.job
+        self.crew.parts, self.crew.single, self.crew.users = parts, single, 1
+        self.crew.members = <Member*>(self.crew + 1)
+        self.crew.job.seats = <Seat*>((<uintptr_t>(self.crew.members + parts) + line - 1) // line * line)
+        self.crew.left = self.crew.job.seats + parts
+        self.crew.job.alone_from = -1
 
     def __dealloc__(self):
-        PyMem_Free(self.room)
-        PyMem_Free(self.shares)
+        if self.crew != NULL:
+            dismiss(self.crew)
 
     cdef int divide(self, tuple prepared) except -1:
         """Give each thread whole batches of its own, which it computes where its job says."""
-        cdef Py_ssize_t itemsize = 4 if self.single else 8, batch = self.job.batch, part, first
-        cdef Py_ssize_t batches = (self.job.rows + batch - 1) // batch
+        cdef Crew* crew = self.crew
+        cdef Py_ssize_t itemsize = 4 if crew.single else 8, batch = crew.job.batch, part, first
+        cdef Py_ssize_t batches = (crew.job.rows + batch - 1) // batch
         cdef Job* job
         cdef Job* own
         self.prepared = prepared
-        self.shares = <Job*>PyMem_Calloc(self.parts, sizeof(Job) + sizeof(self.own_control))
-        if self.shares == NULL:
+        crew.shares = <Job*>calloc(crew.parts, sizeof(Job) + sizeof(crew.own_control))
+        if crew.shares == NULL:
             raise MemoryError
-        for part in range(self.parts):
-            job, own = &self.shares[part], &(<Prepared>prepared[part]).job
-            first = share(batches, part, self.parts) * batch
-            job[0] = self.job
-            job.rows = min(share(batches, part + 1, self.parts) * batch, self.job.rows) - first
+        for part in range(crew.parts):
+            job, own = &crew.shares[part], &(<Prepared>prepared[part]).job
+            first = share(batches, part, crew.parts) * batch
+            job[0] = crew.job
+            job.rows = min(share(batches, part + 1, crew.parts) * batch, crew.job.rows) - first
             job.data += first * job.input_columns * itemsize
             job.out += first * job.output_columns * itemsize
             job.arena, job.code, job.tail_code = own.arena, own.code, own.tail_code
             job.input_offset, job.output_offset = own.input_offset, own.output_offset
-            job.control = <int64_t*>(self.shares + self.parts) + 8 * part
+            job.control = <int64_t*>(crew.shares + crew.parts) + 8 * part
         return 0
 
-    def enter(self, Py_ssize_t part):
-        """Take part, as one thread of the team; part 0 lets the others begin."""
-        cdef uint64_t before
-        with nogil:
-            if part == 0:
-                self.complete = True
-                tell(&self.start, 1)
-            else:
-                wait_for(&self.start, 1)
-            if self.complete:
-                before = flush_denormals()
-                if self.shares != NULL:
-                    move_apart(self.job.seats, part, self.parts)
-                    run_part(&self.shares[part], self.single, 0, 1)
-                else:
-                    run_part(&self.job, self.single, part, self.parts)
-                restore_denormals(before)
-                if part == 0:
-                    self.job.over = True
-                    tell(&self.job.recall, self.job.recalls + 1)
-            tell(&self.left[part], 1)
-
-    def begin(self):
+    cdef int begin(self) except -1:
         """Start the other threads and take part; gives back when none of them touches anything any more."""
+        cdef Crew* crew = self.crew
         cdef Py_ssize_t part, started = 1
-        try:
-            for part in range(1, self.parts):
-                # no Thread of threading, which waits until the new one runs
-                _thread.start_new_thread(self.enter, (part,))
+        with nogil:
+            while started < crew.parts:
+                crew.members[started] = Member(work=take_part, crew=crew, part=started)
+                arrive(&crew.users)
+                if start_member(&crew.members[started]) != 0:
+                    leave(&crew.users)
+                    break
                 started += 1
-            self.enter(0)
-        finally:
-            with nogil:
-                tell(&self.start, 1)  # who was started goes home when another could not be
-                for part in range(1, started):
-                    wait_for(&self.left[part], 1)
+            if started == crew.parts:
+                take_part(crew, 0)
+            else:  # who was started goes home: the run does not take place
+                tell(&crew.start, 1)
+            for part in range(1, started):
+                wait_for(&crew.left[part], 1)
+        if started < crew.parts:
+            raise RuntimeError(f"cannot start {crew.parts - 1} more threads: the system gave {started - 1}")
+        return 0
 
 
 #: FLOPs of a batch that are worth a thread.
@@ -377,7 +406,7 @@ cdef class Executor:
             if alone(tuner, batches):
                 parts = 1
         cdef Run run = Run(self._prepared(routine, tail, 0), parts, self.single)
-        cdef Job* job = &run.job
+        cdef Job* job = &run.crew.job
         cdef char kind = c"f" if self.single else c"d"
         job.rows = rows
         job.data = <const char*>run.hold(data, "data", kind, given * job.input_columns, False)
@@ -388,7 +417,7 @@ cdef class Executor:
         job.losses = <double*>run.hold(losses, "losses", c"d", batches, True)
         job.control = <int64_t*>run.hold(control, "control", c"q", 8, True)
         if job.control == NULL:
-            job.control = run.own_control
+            job.control = run.crew.own_control
         job.control[1], job.control[2] = 0, -1
         job.tuner = tuner
         if tuner != NULL:

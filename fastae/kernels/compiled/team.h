@@ -6,9 +6,13 @@
 #include <stdint.h>
 #include <time.h>
 #if defined(__linux__)
+#include <pthread.h>
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
+#if defined(__GLIBC__) && defined(CPU_SETSIZE)
+#define FASTAE_PLACES_THREADS
 #endif
 #if defined(_WIN32)
 #include <windows.h>
@@ -115,9 +119,60 @@ static inline void wait_for(Seat *seat, uint32_t round)
     if (!spin_for(seat, round, FASTAE_SPINS)) sleep_for(seat, round);
 }
 
-/* How many have come so far. */
+/* How many have come. */
 static inline void arrive(uint32_t *count) { __atomic_add_fetch(count, 1, __ATOMIC_SEQ_CST); }
+static inline uint32_t leave(uint32_t *count) { return __atomic_sub_fetch(count, 1, __ATOMIC_SEQ_CST); }
 static inline uint32_t arrived(const uint32_t *count) { return __atomic_load_n(count, __ATOMIC_ACQUIRE); }
+
+/* A thread of a team, and what it does. */
+typedef struct {
+    void (*work)(void *crew, Py_ssize_t part);
+    void *crew;
+    Py_ssize_t part;
+#if defined(FASTAE_PLACES_THREADS)
+    cpu_set_t allowed; /* where the thread may run */
+#endif
+} Member;
+
+static void be_member(void *given)
+{
+    const Member *member = (const Member *)given;
+    member->work(member->crew, member->part);
+}
+
+#if defined(FASTAE_PLACES_THREADS)
+static void *be_placed_member(void *given)
+{
+    sched_setaffinity(0, sizeof(cpu_set_t), &((const Member *)given)->allowed);
+    be_member(given);
+    return NULL;
+}
+#endif
+
+/* Start a thread that nobody joins; gives 0, or -1 where the system has none. It begins on another processor than this
+ * one if it may: the system likes to put it here, where it would wait for the end of a time slice. */
+static int start_member(Member *member)
+{
+#if defined(FASTAE_PLACES_THREADS)
+    cpu_set_t others;
+    const int here = sched_getcpu();
+    if (here >= 0 && here < CPU_SETSIZE && !sched_getaffinity(0, sizeof(member->allowed), &member->allowed)) {
+        others = member->allowed;
+        CPU_CLR(here, &others);
+        if (CPU_COUNT(&others) > 0) {
+            pthread_attr_t attributes;
+            pthread_t thread;
+            if (pthread_attr_init(&attributes)) return -1;
+            int failed = pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED) ||
+                         pthread_attr_setaffinity_np(&attributes, sizeof(others), &others) ||
+                         pthread_create(&thread, &attributes, be_placed_member, member);
+            pthread_attr_destroy(&attributes);
+            return failed ? -1 : 0;
+        }
+    }
+#endif
+    return PyThread_start_new_thread(be_member, member) == PYTHREAD_INVALID_THREAD_ID ? -1 : 0;
+}
 
 /* Leave a processor on which another of the team is. A thread that has just been started or woken is often put on the
  * processor of the one that did it, though others are idle, and it takes the system some 15 ms to notice: the team
