@@ -10,9 +10,12 @@ cdef extern from "team.h" nogil:
         pass
     void tell(Seat* seat, uint32_t round)
     void wait_for(Seat* seat, uint32_t round)
-    void arrive(uint32_t* count)
-    uint32_t leave(uint32_t* count)
+    void tell_one_more(Seat* seat)
+    void enter(uint32_t* users)
+    uint32_t leave(uint32_t* users)
+    bint arrive(uint32_t* count)
     uint32_t arrived(const uint32_t* count)
+    uint32_t close_for_others(uint32_t* count)
     ctypedef struct Member:
         void (*work)(void* crew, Py_ssize_t part) noexcept nogil
         void* crew
@@ -80,8 +83,6 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
     cdef uint32_t round = 0, recalls = 0
     if parts > 1:
         move_apart(job.seats, part, parts)
-    if part > 0:
-        arrive(&job.there)
     while batch * job.batch < job.rows:
         if part > 0:
             if job.alone_from == batch:
@@ -225,7 +226,7 @@ cdef struct Crew:
     Py_ssize_t parts
     bint single, takes_place
     Seat start  # 0 until it is decided whether all threads come
-    Seat* left  # of each thread: 1 when it touches nothing any more but these seats
+    Seat left   # how many that came in time touch nothing any more but this crew
     Member* members
     uint32_t users
     int64_t own_control[8]
@@ -238,15 +239,12 @@ cdef void dismiss(Crew* crew) noexcept nogil:
 
 
 cdef void take_part(void* given, Py_ssize_t part) noexcept nogil:
-    """What a thread of the team does; the first lets the others begin."""
+    """What a thread of the team does."""
     cdef Crew* crew = <Crew*>given
     cdef uint64_t before
-    if part == 0:
-        crew.takes_place = True
-        tell(&crew.start, 1)
-    else:
+    if part > 0:
         wait_for(&crew.start, 1)
-    if crew.takes_place:
+    if crew.takes_place and (part == 0 or arrive(&crew.job.there)):
         before = flush_denormals()
         if crew.shares != NULL:
             move_apart(crew.job.seats, part, crew.parts)
@@ -257,7 +255,8 @@ cdef void take_part(void* given, Py_ssize_t part) noexcept nogil:
         if part == 0:
             crew.job.over = True
             tell(&crew.job.recall, crew.job.recalls + 1)
-    tell(&crew.left[part], 1)
+        else:
+            tell_one_more(&crew.left)
     if part > 0:
         dismiss(crew)
 
@@ -271,7 +270,7 @@ cdef class Run(Holder):
     def __cinit__(self, Prepared prepared, Py_ssize_t parts, bint single):
         cdef Py_ssize_t line = sizeof(Seat)
         # not Python's memory: a thread that leaves last gives it back
-        self.crew = <Crew*>calloc(1, sizeof(Crew) + parts * sizeof(Member) + (2 * parts + 1) * line)
+        self.crew = <Crew*>calloc(1, sizeof(Crew) + parts * sizeof(Member) + (parts + 1) * line)
         if self.crew == NULL:
             raise MemoryError
         self.prepared = (prepared,)
@@ -279,7 +278,6 @@ cdef class Run(Holder):
         self.crew.parts, self.crew.single, self.crew.users = parts, single, 1
         self.crew.members = <Member*>(self.crew + 1)
         self.crew.job.seats = <Seat*>((<uintptr_t>(self.crew.members + parts) + line - 1) // line * line)
-        self.crew.left = self.crew.job.seats + parts
         self.crew.job.alone_from = -1
 
     def __dealloc__(self):
@@ -312,21 +310,22 @@ cdef class Run(Holder):
     cdef int begin(self) except -1:
         """Start the other threads and take part; gives back when none of them touches anything any more."""
         cdef Crew* crew = self.crew
-        cdef Py_ssize_t part, started = 1
+        cdef Py_ssize_t started = 1
         with nogil:
             while started < crew.parts:
                 crew.members[started] = Member(work=take_part, crew=crew, part=started)
-                arrive(&crew.users)
+                enter(&crew.users)
                 if start_member(&crew.members[started]) != 0:
                     leave(&crew.users)
                     break
                 started += 1
-            if started == crew.parts:
+            crew.takes_place = started == crew.parts  # else who was started goes home
+            tell(&crew.start, 1)
+            if crew.takes_place:
                 take_part(crew, 0)
-            else:  # who was started goes home: the run does not take place
-                tell(&crew.start, 1)
-            for part in range(1, started):
-                wait_for(&crew.left[part], 1)
+                # who shares instructions and has not come is not needed any more
+                wait_for(&crew.left,
+                         crew.parts - 1 if crew.shares != NULL else close_for_others(&crew.job.there))
         if started < crew.parts:
             raise RuntimeError(f"cannot start {crew.parts - 1} more threads: the system gave {started - 1}")
         return 0

@@ -96,6 +96,14 @@ static inline void tell(Seat *seat, uint32_t round)
         wake_all(&seat->round);
 }
 
+/* Where several tell, how many have. */
+static inline void tell_one_more(Seat *seat)
+{
+    __atomic_add_fetch(&seat->round, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&seat->asleep, __ATOMIC_SEQ_CST))
+        wake_all(&seat->round);
+}
+
 /* Whether `seat` comes to the round within so many spins. */
 static inline int spin_for(const Seat *seat, uint32_t round, int spins)
 {
@@ -119,10 +127,18 @@ static inline void wait_for(Seat *seat, uint32_t round)
     if (!spin_for(seat, round, FASTAE_SPINS)) sleep_for(seat, round);
 }
 
-/* How many have come. */
-static inline void arrive(uint32_t *count) { __atomic_add_fetch(count, 1, __ATOMIC_SEQ_CST); }
-static inline uint32_t leave(uint32_t *count) { return __atomic_sub_fetch(count, 1, __ATOMIC_SEQ_CST); }
+/* How many use something. */
+static inline void enter(uint32_t *users) { __atomic_add_fetch(users, 1, __ATOMIC_SEQ_CST); }
+static inline uint32_t leave(uint32_t *users) { return __atomic_sub_fetch(users, 1, __ATOMIC_SEQ_CST); }
+
+/* How many have come until it was closed. */
+#define FASTAE_CLOSED 0x80000000u
+static inline int arrive(uint32_t *count) { return !(__atomic_fetch_add(count, 1, __ATOMIC_SEQ_CST) & FASTAE_CLOSED); }
 static inline uint32_t arrived(const uint32_t *count) { return __atomic_load_n(count, __ATOMIC_ACQUIRE); }
+static inline uint32_t close_for_others(uint32_t *count)
+{
+    return __atomic_fetch_or(count, FASTAE_CLOSED, __ATOMIC_SEQ_CST);
+}
 
 /* A thread of a team, and what it does. */
 typedef struct {
@@ -284,15 +300,16 @@ static inline int tune(Tuner *t, Py_ssize_t parts)
     if (t->spent < 2e-3 || (t->batches < 4 && t->spent < 4e-3)) return t->team;
     const double before = t->cost[t->team], cost = t->spent / (double)t->batches;
     const double worked = seconds_worked();
-    /* Who is alone and has its processor taken away by others would wait for two of them in a team. */
-    const int crowded = !t->team && worked - t->worked < 0.9 * (now - t->since);
+    const int crowded = worked - t->worked < 0.9 * (now - t->since);
     t->since = now;
     t->worked = worked;
     t->cost[t->team] = cost;
     t->batches = 0;
     t->spent = 0;
     if (!t->trying) {
-        if (crowded) return t->team;
+        /* Who is alone and has its processor taken away by others would wait for two of them in a team. A team whose
+         * batches are long is not slower than one thread unless it has to wait for processors. */
+        if (t->team ? cost > 500e-6 && !crowded : crowded) return t->team;
         t->left = cost > 1.5 * before ? 0 : t->left - 1;
         if (t->left > 0 || parts == 1) return t->team;
         t->trying = 1;
