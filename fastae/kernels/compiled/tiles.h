@@ -8,7 +8,7 @@
  */
 
 /* R rows x C vectors of accumulators; R and C are constants where this is inlined, so they live in registers.
- * `last` is the number of columns of the last vector. The sums are stored in c or, with `update`, are the gradient
+ * One of a_row and a_step is 1. `last` is the number of columns of the last vector. The sums are stored in c or, with `update`, are the gradient
  * by which c is updated. */
 INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_row, Py_ssize_t a_step, const REAL *b,
                           Py_ssize_t b_step, Py_ssize_t steps, const REAL *bias, REAL *c, Py_ssize_t c_row,
@@ -35,23 +35,23 @@ INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_
             }
         }
         if (last == LANES) {
-            for (; p < until; p++) {
+            for (; p < until; p++, a += a_step, b += b_step) {
                 V bp[TILE_COLUMNS];
-                UNROLL for (int j = 0; j < C; j++) bp[j] = F(load)(b + p * b_step + j * LANES);
+                UNROLL for (int j = 0; j < C; j++) bp[j] = F(load)(b + j * LANES);
                 UNROLL for (int r = 0; r < R; r++)
                 {
-                    const V ar = F(splat)(a[r * a_row + p * a_step]);
+                    const V ar = F(splat)(a[r * a_row]);
                     UNROLL for (int j = 0; j < C; j++) acc[r][j] += ar * bp[j];
                 }
             }
         } else {
-            for (; p < until; p++) {
+            for (; p < until; p++, a += a_step, b += b_step) {
                 V bp[TILE_COLUMNS];
-                UNROLL for (int j = 0; j < C - 1; j++) bp[j] = F(load)(b + p * b_step + j * LANES);
-                bp[C - 1] = F(load_part)(b + p * b_step + (C - 1) * LANES, last);
+                UNROLL for (int j = 0; j < C - 1; j++) bp[j] = F(load)(b + j * LANES);
+                bp[C - 1] = F(load_part)(b + (C - 1) * LANES, last);
                 UNROLL for (int r = 0; r < R; r++)
                 {
-                    const V ar = F(splat)(a[r * a_row + p * a_step]);
+                    const V ar = F(splat)(a[r * a_row]);
                     UNROLL for (int j = 0; j < C; j++) acc[r][j] += ar * bp[j];
                 }
             }
@@ -77,9 +77,13 @@ INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_
     }
 }
 
+/* Either the rows or the steps of a lie one behind the other: with a constant there, an address is one register. */
 #define OUTER(R, C) \
     case (C) * 16 + (R): \
-        F(outer_tile)(R, C, a, a_row, a_step, b, b_step, steps, bias, c, c_row, last, update); \
+        if (a_row == 1) \
+            F(outer_tile)(R, C, a, 1, a_step, b, b_step, steps, bias, c, c_row, last, update); \
+        else \
+            F(outer_tile)(R, C, a, a_row, 1, b, b_step, steps, bias, c, c_row, last, NULL); \
         break;
 #define OUTER_1_4(C) OUTER(1, C) OUTER(2, C) OUTER(3, C) OUTER(4, C)
 
