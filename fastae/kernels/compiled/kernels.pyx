@@ -51,6 +51,8 @@ cdef extern from "kernels.h" nogil:
     void softmax_row_f64(const double* x, double* y, Py_ssize_t size)
     void softmax_slope_row_f32(const float* dy, const float* y, float* dx, Py_ssize_t size)
     void softmax_slope_row_f64(const double* dy, const double* y, double* dx, Py_ssize_t size)
+    void column_sums_f32(const float* a, Py_ssize_t a_row, Py_ssize_t rows, float* sums, Py_ssize_t columns)
+    void column_sums_f64(const double* a, Py_ssize_t a_row, Py_ssize_t rows, double* sums, Py_ssize_t columns)
     Update_f32 descend_f32(double learning_rate, double weight_decay)
     Update_f64 descend_f64(double learning_rate, double weight_decay)
     Update_f32 adam_of_f32(int64_t step, double learning_rate, double beta1, double beta2,
@@ -214,34 +216,23 @@ cdef inline void slope(const real* dy, const real* y, real* dx, Py_ssize_t size,
 
 cdef void column_sums(const real* a, Py_ssize_t a_row, Py_ssize_t rows, Py_ssize_t columns, real* sums,
                       const void* update, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    """Sum of the rows of a, stored in sums or, with `update`, the gradient by which sums is updated.
-
-    64 columns at a time stay in registers.
-    """
+    """Sum of the rows of a, stored in sums or, with `update`, the gradient by which sums is updated."""
     cdef real block[64]
-    cdef Py_ssize_t panel, j, i, size
+    cdef real* made
+    cdef Py_ssize_t panel, j, size
     for panel in range(share((columns + 63) // 64, part, parts), share((columns + 63) // 64, part + 1,
                                                                        parts)):
         j = panel * 64
         size = min(64, columns - j)
-        memset(block, 0, sizeof(block))
-        for i in range(rows):
-            add_to(block, a + i * a_row + j, size)
+        made = sums + j
+        if update != NULL:
+            made = block
+        if real is float:
+            column_sums_f32(a + j, a_row, rows, made, size)
+        else:
+            column_sums_f64(a + j, a_row, rows, made, size)
         if update != NULL:
             apply_update(update, block, sums + j, size)
-        else:
-            memcpy(sums + j, block, size * sizeof(real))
-
-
-cdef inline void add_to(real* sums, const real* a, Py_ssize_t size) noexcept nogil:
-    """Add up to 64 numbers; the usual 64 without a loop's end to look for."""
-    cdef Py_ssize_t q
-    if size == 64:
-        for q in range(64):
-            sums[q] += a[q]
-    else:
-        for q in range(size):
-            sums[q] += a[q]
 
 
 cdef inline void apply_update(const void* update, const real* g, real* w, Py_ssize_t size) noexcept nogil:

@@ -147,3 +147,21 @@ STATIC void F(dot)(const REAL *a, Py_ssize_t a_row, const REAL *b, Py_ssize_t b_
         for (Py_ssize_t r = 0; r < rows; r++)
             for (Py_ssize_t q = 0; q < columns; q++) c[r * c_row + q] = sums[r * 4 + q];
 }
+
+/* Sums of the rows of a, for some vectors of columns at a time, which stay in registers. */
+#define SUMS 4
+STATIC void F(column_sums)(const REAL *a, Py_ssize_t a_row, Py_ssize_t rows, REAL *sums, Py_ssize_t columns)
+{
+    for (; columns >= SUMS * LANES; columns -= SUMS * LANES, a += SUMS * LANES, sums += SUMS * LANES) {
+        V sum[SUMS] = {0};
+        for (Py_ssize_t i = 0; i < rows; i++)
+            UNROLL for (int j = 0; j < SUMS; j++) sum[j] += F(load)(a + i * a_row + j * LANES);
+        UNROLL for (int j = 0; j < SUMS; j++) F(store)(sums + j * LANES, sum[j]);
+    }
+    for (; columns > 0; columns -= LANES, a += LANES, sums += LANES) {
+        V sum = {0};
+        for (Py_ssize_t i = 0; i < rows; i++) sum += F(load_part)(a + i * a_row, columns);
+        F(store_part)(sums, sum, columns);
+    }
+}
+#undef SUMS
