@@ -179,11 +179,11 @@ static int start_member(Member *member)
             pthread_attr_t attributes;
             pthread_t thread;
             if (pthread_attr_init(&attributes)) return -1;
-            int failed = pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED) ||
-                         pthread_attr_setaffinity_np(&attributes, sizeof(others), &others) ||
-                         pthread_create(&thread, &attributes, be_placed_member, member);
+            const int failed = pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED) ||
+                               pthread_attr_setaffinity_np(&attributes, sizeof(others), &others) ||
+                               pthread_create(&thread, &attributes, be_placed_member, member);
             pthread_attr_destroy(&attributes);
-            return failed ? -1 : 0;
+            if (!failed) return 0;
         }
     }
 #endif
