@@ -236,7 +236,7 @@ def step_times(field: Field, seconds: float, rounds: int = LEAST_ROUNDS) -> dict
         turn(tried)
         units[key] = max(int(TURN * tried / turn(tried)), 2)
         if units[key] > epoch or key[0] in WHOLE:
-            units[key] = max(units[key] // epoch, 1) * epoch
+            units[key] = max(round(TURN / turn(epoch)), 1) * epoch
     return interleave(train, units, seconds, rounds)
 
 

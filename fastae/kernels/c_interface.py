@@ -565,7 +565,7 @@ def _arguments(table: ModuleType, kernel: Any) -> str:
             flags = [
                 f".{name} = 1"
                 for name, is_so in (
-                    ("optional", a.optional or a.spare),  # of a workspace: in plans
+                    ("optional", a.optional or a.spare),  # absent in a plan, whose Program is padded
                     ("written", a.written),
                     ("work", a.role == "work"),
                     ("state", a.role == "state"),

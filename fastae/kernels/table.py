@@ -214,6 +214,8 @@ STRIDE = Constant("stride", "int", None, 1, "distance between kept columns, >= 1
 
 def _arrays(spec: str, role: str) -> tuple[Array, ...]:
     """Parse e.g. ``"x[n,k] b[m]? order[n]:index"``; ``~`` marks a spare workspace, as ``?`` does too."""
+    if "~" in spec and role != "work":
+        raise ValueError(f"only a workspace is spare; given {spec!r}")
     return tuple(
         Array(name, tuple(dims.split(",")), role, mark == "?", bool(mark) and role == "work", kind or "real")
         for name, dims, mark, kind in _ARRAY.findall(spec)

@@ -92,6 +92,7 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
                     return
                 move_apart(job.seats, part, parts)
                 batch = job.next_batch
+                meet(job.seats, &round, part, parts)
         elif job.alone_from == batch:
             team = 1
         elif (team < parts and (job.tuner == NULL or job.tuner.team)
@@ -100,6 +101,8 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
             job.next_batch = batch
             job.recalls += 1
             tell(&job.recall, job.recalls)
+            # all are there before anything changes of what they read on their way
+            meet(job.seats, &round, part, parts)
             if job.tuner != NULL:
                 time_from_now(job.tuner)
         start = batch * job.batch
@@ -138,7 +141,6 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
         if part == 0:  # what all have to know: whether to stop, and who does the next batch
             # in one of two places: who is late reads the other one's while this thread is a batch ahead
             job.control[3 + batch % 2] = job.control[0]
-            # never right after a recall, for tune leaves out the first batch: the late still find its number
             if job.tuner != NULL and (team == parts or not job.tuner.team):
                 if not tune(job.tuner, parts) and team > 1:
                     job.alone_from = batch + 1
@@ -239,7 +241,7 @@ cdef void dismiss(Crew* crew) noexcept nogil:
 
 
 cdef void take_part(void* given, Py_ssize_t part) noexcept nogil:
-    """What a thread of the team does."""
+    """What a thread of the team does; who has rows of its own does them however late it comes."""
     cdef Crew* crew = <Crew*>given
     cdef uint64_t before
     if part > 0:
@@ -311,14 +313,14 @@ cdef class Run(Holder):
         """Start the other threads and take part; gives back when none of them touches anything any more."""
         cdef Crew* crew = self.crew
         cdef Py_ssize_t started = 1
+        while started < crew.parts:
+            crew.members[started] = Member(work=take_part, crew=crew, part=started)
+            enter(&crew.users)
+            if start_member(&crew.members[started]) != 0:
+                leave(&crew.users)
+                break
+            started += 1
         with nogil:
-            while started < crew.parts:
-                crew.members[started] = Member(work=take_part, crew=crew, part=started)
-                enter(&crew.users)
-                if start_member(&crew.members[started]) != 0:
-                    leave(&crew.users)
-                    break
-                started += 1
             crew.takes_place = started == crew.parts  # else who was started goes home
             tell(&crew.start, 1)
             if crew.takes_place:
@@ -333,8 +335,9 @@ cdef class Run(Holder):
 
 #: FLOPs of a batch that are worth a thread.
 cdef double WORTH_A_THREAD = 1e6
-#: Batches of a run of which the first may be done by one thread while the others start.
-cdef Py_ssize_t WORTH_A_START = 16
+#: The first batch is done by one thread while the others start where there are so many, of so few FLOPs.
+cdef Py_ssize_t MANY_BATCHES = 16
+cdef double SHORT_BATCH = 2e7
 
 
 cdef class Executor:
@@ -421,8 +424,9 @@ cdef class Executor:
         job.tuner = tuner
         if tuner != NULL:
             time_from_now(tuner)
-        if parts > 1 and not apart and (batches >= WORTH_A_START or (tuner != NULL and not tuner.team)):
-            job.alone_from = 0
+        if parts > 1 and not apart:
+            if tuner != NULL and not tuner.team or batches >= MANY_BATCHES and routine.work < SHORT_BATCH:
+                job.alone_from = 0
         job.pad = self.pad
         if apart and parts > 1:
             run.divide(tuple([self._prepared(routine, tail, part) for part in range(parts)]))

@@ -94,6 +94,9 @@ ctypedef fused real:
     float
     double
 
+cdef enum:
+    NEAR = 1 << 16  # bytes of a weight that is in a near cache and need not be asked for
+
 cdef enum:  # when products are shared out by rows: see by_rows
     SMALL_WEIGHT = 1 << 15  # as in the table
     ROWS_A_THREAD = 4
@@ -136,7 +139,7 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                         void* update, int activation,
                         Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """c = f(a b + bias), or c updated by the gradient a b: even tiles, panel by panel,
-        so that b stays near."""
+        so that b stays near. One of a_row and a_step is 1; with an update a_row is."""
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes
     cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
@@ -151,7 +154,7 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
         i_end = share(rows, tile % bands + 1, bands)
         if update != NULL:
             ahead = 0
-            if tile + 1 < end and 2 * rows * columns > SMALL_WEIGHT:  # what is smaller is near in any case
+            if tile + 1 < end and rows * columns * <Py_ssize_t>sizeof(real) > NEAR:
                 ahead = ((share(rows, (tile + 1) % bands, bands) - i) * c_row
                          + share(vectors, (tile + 1) // bands, panels) * lanes - j)
             if real is float:

@@ -27,7 +27,7 @@
 #define FASTAE_PAUSE() ((void)0)
 #endif
 
-#define FASTAE_SPINS 2000  /* some 30 us */
+#define FASTAE_SPINS 2000  /* some 30 to 50 us */
 #define FASTAE_LONG 20000  /* some 500 us */
 
 /* Numbers below the smallest normal one are taken as 0 while a Program runs: moments of parameters that no longer
@@ -280,14 +280,14 @@ static inline double seconds_worked(void)
     return seconds();
 }
 
-/* A run begins. */
+/* A run begins, or its team is there. */
 static inline void time_from_now(Tuner *t)
 {
     t->last = t->since = seconds();
     t->worked = seconds_worked();
 }
 
-/* Called after each batch; gives who runs the next one. In a run without a team the next run has to bring one. */
+/* Called after each batch that who should run it has run; gives who should run the next one. In a run without a team the next run has to bring one. */
 static inline int tune(Tuner *t, Py_ssize_t parts)
 {
     const double now = seconds();
@@ -307,9 +307,10 @@ static inline int tune(Tuner *t, Py_ssize_t parts)
     t->batches = 0;
     t->spent = 0;
     if (!t->trying) {
-        /* Who is alone and has its processor taken away by others would wait for two of them in a team. A team whose
-         * batches are long is not slower than one thread unless it has to wait for processors. */
-        if (t->team ? cost > 500e-6 && !crowded : crowded) return t->team;
+        /* Who is alone and has its processor taken away by others would wait for two of them in a team. */
+        if (!t->team && crowded) return t->team;
+        /* A team whose batches are long is hardly slower than one thread unless it has to wait for processors. */
+        if (t->team && cost > 500e-6 && !crowded && t->patience < 64) t->left = t->patience = 64;
         t->left = cost > 1.5 * before ? 0 : t->left - 1;
         if (t->left > 0 || parts == 1) return t->team;
         t->trying = 1;

@@ -8,7 +8,7 @@
  */
 
 /* R rows x C vectors of accumulators; R and C are constants where this is inlined, so they live in registers.
- * One of a_row and a_step is 1. `last` is the number of columns of the last vector. The sums are stored in c or, with `update`, are the gradient
+ * `last` is the number of columns of the last vector. The sums are stored in c or, with `update`, are the gradient
  * by which c is updated. */
 INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_row, Py_ssize_t a_step, const REAL *b,
                           Py_ssize_t b_step, Py_ssize_t steps, const REAL *bias, REAL *c, Py_ssize_t c_row,
@@ -87,7 +87,7 @@ INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_
         break;
 #define OUTER_1_4(C) OUTER(1, C) OUTER(2, C) OUTER(3, C) OUTER(4, C)
 
-/* One tile of `rows` <= most rows x `columns` columns. */
+/* One tile of `rows` <= most rows x `columns` columns. One of a_row and a_step is 1; with `update` a_row is. */
 STATIC void F(outer)(const REAL *a, Py_ssize_t a_row, Py_ssize_t a_step, const REAL *b, Py_ssize_t b_step,
                      Py_ssize_t steps, const REAL *bias, REAL *c, Py_ssize_t c_row, Py_ssize_t rows,
                      Py_ssize_t columns, const F(Update) *update)
