@@ -88,6 +88,17 @@ def test_worker_makes_what_is_named(instrument):
     contenders.problem(system).check(np.array(said["numpy"]["losses"]), "float32", "numpy")
 
 
+def test_a_turn_is_made_of_epochs(instrument):
+    worker, calls = instrument("peer_worker").Worker("fastae", 1), []
+
+    class Counting:
+        train = staticmethod(calls.append)
+
+    worker.contenders["it"] = Counting()
+    assert worker.train("it", 3, 7) >= 0
+    assert calls == [3, 3, 1]
+
+
 class Answers:
     """A process that says what a test wants, and takes a second for every unit."""
 
