@@ -4,14 +4,17 @@
 #include <stdatomic.h>
 #include <stddef.h>
 
+/* As wide as one register: GCC takes wider ones through memory. */
+#if defined(__AVX512F__)
 #define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
 typedef float vector __attribute__((vector_size(BYTES)));
 #define LANES (BYTES / sizeof(float))
-#if defined(__AVX512F__)
-#define CHAINS 16 /* more than latency times units asks for, as many as registers hold */
-#else
-#define CHAINS 5 /* each is two or four registers there */
-#endif
+#define CHAINS 12 /* more than latency times units asks for; with a and b no more than 16 registers */
 
 /* Floating-point operations done; the sums go to `out` so that they have to be made. */
 double fma_float(long rounds, float *out)

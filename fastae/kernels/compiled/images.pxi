@@ -569,7 +569,7 @@ cdef inline void scale_plane(const real* x, real* y, Py_ssize_t size, real shift
     else:
         scale_plane_f64(x, y, size, shift, scale, offset)
     if activation != LINEAR:
-        activate(<const real*>y, y, size, activation)
+        activate(<const real*>y, y, 0, 1, size, activation)
 
 
 cdef void batchnorm2d_forward(

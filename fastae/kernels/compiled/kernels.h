@@ -31,15 +31,15 @@ enum { LINEAR, RELU, SIGMOID, TANH, LEAKY_RELU, ELU, SOFTPLUS };
 enum { SQUARED_ERROR, ABSOLUTE_ERROR, HUBER, CROSS_ENTROPY, CROSS_ENTROPY_OF_LOGITS };
 
 /* Vector width and tile sizes that keep every accumulator in a register:
- * 32 registers hold 5 x 5 and what feeds them, 16 hold 4 x 2 (SSE2, which has no FMA) or 4 x 3. */
+ * 32 registers hold 5 x 5 and what feeds them, 16 hold 4 x 2 (SSE2, which has no FMA) or 6 x 2, a whole line wide. */
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #define TILE_COLUMNS 5
 #define DOT_ROWS 4
 #elif defined(__AVX2__)
 #define VECTOR_BYTES 32
-#define TILE_COLUMNS 3
-#define DOT_ROWS 2
+#define TILE_COLUMNS 2
+#define DOT_ROWS 3
 #elif defined(__aarch64__)
 #define VECTOR_BYTES 16
 #define TILE_COLUMNS 5
@@ -57,8 +57,10 @@ static inline int tile_rows(int vectors)
 {
 #if TILE_COLUMNS > 3
     static const int most[] = {0, 8, 8, 8, 6, 5};
+#elif defined(__AVX2__)
+    static const int most[] = {0, 8, 6};
 #else
-    static const int most[] = {0, 8, 4, 4};
+    static const int most[] = {0, 8, 4};
 #endif
     return most[vectors];
 }
@@ -79,6 +81,7 @@ static const double INVERSE_FACTORIAL[] = {
 #define EXPONENT_BIAS 127
 #define MANTISSA_BITS 23
 #define EXP_LOWEST (-104.0)
+#define EXPM1_LOWEST (-30.0)
 #define MAGIC 12582912.0 /* 1.5 2^23 */
 #define LN2_HIGH 0.693145751953125 /* 15 bits, so that j LN2_HIGH is exact */
 #define LN2_LOW 1.428606820309417e-6
@@ -109,6 +112,7 @@ static const double INVERSE_FACTORIAL[] = {
 #undef EXPONENT_BIAS
 #undef MANTISSA_BITS
 #undef EXP_LOWEST
+#undef EXPM1_LOWEST
 #undef LN2_HIGH
 #undef LN2_LOW
 #undef SERIES_TERMS
@@ -128,6 +132,7 @@ static const double INVERSE_FACTORIAL[] = {
 #define EXPONENT_BIAS 1023
 #define MANTISSA_BITS 52
 #define EXP_LOWEST (-746.0)
+#define EXPM1_LOWEST (-60.0)
 #define MAGIC 6755399441055744.0 /* 1.5 2^52 */
 #define LN2_HIGH 0.693147180369123816490 /* 32 bits */
 #define LN2_LOW 1.90821492927058770002e-10

@@ -39,8 +39,10 @@ cdef extern from "kernels.h" nogil:
                  float* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns)
     void dot_f64(const double* a, Py_ssize_t a_row, const double* b, Py_ssize_t b_row, Py_ssize_t m,
                  double* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns)
-    void map_activate_f32(const float* x, float* y, Py_ssize_t size, int activation)
-    void map_activate_f64(const double* x, double* y, Py_ssize_t size, int activation)
+    void map_activate_f32(const float* x, float* y, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t size,
+                          int activation)
+    void map_activate_f64(const double* x, double* y, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t size,
+                          int activation)
     void map_slope_f32(const float* dy, const float* y, float* dx, Py_ssize_t size, int activation)
     void map_slope_f64(const double* dy, const double* y, double* dx, Py_ssize_t size, int activation)
     float loss_row_f32(int loss, const float* y, const float* target, float* da, Py_ssize_t size,
@@ -145,18 +147,29 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
     cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
     cdef Py_ssize_t high = tile_rows(<int>((vectors + panels - 1) // panels))
     cdef Py_ssize_t bands = (rows + high - 1) // high
-    cdef Py_ssize_t tile, i, j, i_end, j_end, row, ahead
-    cdef Py_ssize_t end = share(panels * bands, part + 1, parts)
-    for tile in range(share(panels * bands, part, parts), end):
-        j = share(vectors, tile // bands, panels) * lanes
-        j_end = min(share(vectors, tile // bands + 1, panels) * lanes, columns)
-        i = share(rows, tile % bands, bands)
-        i_end = share(rows, tile % bands + 1, bands)
+    cdef Py_ssize_t each = rows // bands if bands > 0 else 0, more = rows - each * bands
+    cdef Py_ssize_t tile = share(panels * bands, part, parts), end = share(panels * bands, part + 1, parts)
+    cdef Py_ssize_t panel, band, i, j, next_j, height, rest, ahead, size
+    cdef bint far = update != NULL and rows * columns * <Py_ssize_t>sizeof(real) > NEAR
+    if tile >= end:
+        return
+    panel = tile // bands
+    band = tile - panel * bands
+    i = share(rows, band, bands)
+    rest = rows * band % bands  # what share left over: so the next bands need no division
+    j = share(vectors, panel, panels) * lanes
+    next_j = share(vectors, panel + 1, panels) * lanes
+    for tile in range(tile, end):
+        height = each
+        rest += more
+        if rest >= bands:
+            rest -= bands
+            height += 1
+        size = min(next_j, columns) - j
         if update != NULL:
             ahead = 0
-            if tile + 1 < end and rows * columns * <Py_ssize_t>sizeof(real) > NEAR:
-                ahead = ((share(rows, (tile + 1) % bands, bands) - i) * c_row
-                         + share(vectors, (tile + 1) // bands, panels) * lanes - j)
+            if far and tile + 1 < end:
+                ahead = height * c_row if band + 1 < bands else next_j - j - i * c_row
             if real is float:
                 (<Update_f32*>update).ahead = ahead
             else:
@@ -164,14 +177,20 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
         if real is float:
             outer_f32(a + i * a_row, a_row, a_step, b + j, b_step, steps,
                       bias + j if bias != NULL else NULL,
-                      c + i * c_row + j, c_row, i_end - i, j_end - j, <const Update_f32*>update)
+                      c + i * c_row + j, c_row, height, size, <const Update_f32*>update)
         else:
             outer_f64(a + i * a_row, a_row, a_step, b + j, b_step, steps,
                       bias + j if bias != NULL else NULL,
-                      c + i * c_row + j, c_row, i_end - i, j_end - j, <const Update_f64*>update)
+                      c + i * c_row + j, c_row, height, size, <const Update_f64*>update)
         if activation != LINEAR:
-            for row in range(i, i_end):
-                activate(c + row * c_row + j, c + row * c_row + j, j_end - j, activation)
+            activate(c + i * c_row + j, c + i * c_row + j, c_row, height, size, activation)
+        i += height
+        band += 1
+        if band == bands:
+            panel += 1
+            band = i = rest = 0
+            j = next_j
+            next_j = share(vectors, panel + 1, panels) * lanes
 
 
 cdef void dot_product(const real* a, Py_ssize_t a_row, const real* b, Py_ssize_t b_row, Py_ssize_t m,
@@ -202,11 +221,12 @@ cdef void dot_product(const real* a, Py_ssize_t a_row, const real* b, Py_ssize_t
                   end - first, activation)
 
 
-cdef inline void activate(const real* x, real* y, Py_ssize_t size, int activation) noexcept nogil:
+cdef inline void activate(const real* x, real* y, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t size,
+                          int activation) noexcept nogil:
     if real is float:
-        map_activate_f32(x, y, size, activation)
+        map_activate_f32(x, y, row, rows, size, activation)
     else:
-        map_activate_f64(x, y, size, activation)
+        map_activate_f64(x, y, row, rows, size, activation)
 
 
 cdef inline void slope(const real* dy, const real* y, real* dx, Py_ssize_t size,
@@ -337,7 +357,7 @@ cdef void dense_adam(const real* x, const real* da, const int64_t* step, double 
 cdef void activation_forward(const real* x, int activation, real* y, Py_ssize_t n, Py_ssize_t m,
                              Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     cdef Py_ssize_t first = share(n, part, parts) * ld(m, pad), end = share(n, part + 1, parts) * ld(m, pad)
-    activate(x + first, y + first, end - first, activation)
+    activate(x + first, y + first, 0, 1, end - first, activation)
 
 
 cdef void activation_backward(const real* dy, const real* y, int activation, real* dx,

@@ -12,13 +12,22 @@
  */
 #define BLOCK ((Py_ssize_t)(64 / sizeof(REAL)))
 
-#ifndef LANE_ROWS
+#ifndef LANE_TILE
 #if TILE_COLUMNS > 3
-#define LANE_ROWS 8 /* most channels of a tile */
-#define LANE_TILE 24 /* most accumulators */
-#else
-#define LANE_ROWS 4
+#define LANE_TILE 24    /* most accumulators */
+#define LANE_ROWS 8     /* most channels of a tile of sums over places */
+#define GATHER_ROWS 8   /* and of one of a gather, */
+#define GATHER_PARTS 1  /* which has so many vectors of a place */
+#elif defined(__AVX2__)
 #define LANE_TILE 12
+#define LANE_ROWS 4
+#define GATHER_ROWS 6
+#define GATHER_PARTS 2  /* both halves of a line while it is near */
+#else
+#define LANE_TILE 12
+#define LANE_ROWS 4
+#define GATHER_ROWS 4
+#define GATHER_PARTS 1
 #endif
 #endif
 
@@ -230,48 +239,53 @@ STATIC void F(deinterleave)(const REAL *x, Py_ssize_t rows, Py_ssize_t size, REA
 
 /* -- gather -------------------------------------------------------------------------------------------------------- */
 
-/* R channels x T places in registers, with `relu` ReLU of them, or times its derivative in `saved`, laid as y. Steps are in
- * elements: x_* in the source and w_* in the weight from one channel, kernel row and kernel column to the next, x_t from
- * place to place. */
-INLINE void F(gather_tile)(const int R, const int T, const REAL *x, Py_ssize_t x_c, Py_ssize_t x_h, Py_ssize_t x_w,
-                           Py_ssize_t x_t, const REAL *w, Py_ssize_t w_r, Py_ssize_t w_c, Py_ssize_t w_h, Py_ssize_t w_w,
-                           Py_ssize_t channels, Py_ssize_t kh, Py_ssize_t kw, const REAL *bias, int relu, const REAL *saved,
-                           REAL *y, Py_ssize_t y_r, Py_ssize_t y_t)
+/* R channels x T places in registers, `times` times, with `relu` ReLU of them, or times its derivative in `saved`, laid as
+ * y. Steps are in elements: x_* in the source and w_* in the weight from one channel, kernel row and kernel column to the
+ * next, x_t from place to place. */
+INLINE void F(gather_tile)(const int R, const int T, Py_ssize_t times, const REAL *x, Py_ssize_t x_c, Py_ssize_t x_h,
+                           Py_ssize_t x_w, Py_ssize_t x_t, const REAL *w, Py_ssize_t w_r, Py_ssize_t w_c, Py_ssize_t w_h,
+                           Py_ssize_t w_w, Py_ssize_t channels, Py_ssize_t kh, Py_ssize_t kw, const REAL *bias, int relu,
+                           const REAL *saved, REAL *y, Py_ssize_t y_r, Py_ssize_t y_t)
 {
-    for (Py_ssize_t part = 0; part < BLOCK; part += LANES) {
-        V acc[LANE_ROWS][8];
+    for (Py_ssize_t i = 0; i < times * BLOCK; i += GATHER_PARTS * LANES) {
+        V acc[GATHER_ROWS][12];
+        const REAL *source = x + i / BLOCK * T * x_t + i % BLOCK;
+        const Py_ssize_t at = i / BLOCK * T * y_t + i % BLOCK;
         UNROLL for (int r = 0; r < R; r++)
         {
             const V first = bias ? F(splat)(bias[r]) : (V){0};
-            UNROLL for (int t = 0; t < T; t++) acc[r][t] = first;
+            UNROLL for (int t = 0; t < T * GATHER_PARTS; t++) acc[r][t] = first;
         }
         for (Py_ssize_t c = 0; c < channels; c++)
             for (Py_ssize_t u = 0; u < kh; u++) {
-                const REAL *from = x + c * x_c + u * x_h + part;
+                const REAL *from = source + c * x_c + u * x_h;
                 const REAL *by = w + c * w_c + u * w_h;
                 for (Py_ssize_t v = 0; v < kw; v++) {
-                    V xt[8];
-                    UNROLL for (int t = 0; t < T; t++) xt[t] = F(load)(from + t * x_t);
+                    V xt[12];
+                    UNROLL for (int t = 0; t < T * GATHER_PARTS; t++)
+                        xt[t] = F(load)(from + t / GATHER_PARTS * x_t + t % GATHER_PARTS * LANES);
                     UNROLL for (int r = 0; r < R; r++)
                     {
                         const V wr = F(splat)(by[r * w_r]);
-                        UNROLL for (int t = 0; t < T; t++) acc[r][t] += wr * xt[t];
+                        UNROLL for (int t = 0; t < T * GATHER_PARTS; t++) acc[r][t] += wr * xt[t];
                     }
                     from += x_w;
                     by += w_w;
                 }
             }
-        UNROLL for (int r = 0; relu && r < R; r++) UNROLL for (int t = 0; t < T; t++)
-            acc[r][t] = saved ? F(slope)(acc[r][t], F(load)(saved + r * y_r + t * y_t + part), RELU)
-                              : F(activate)(acc[r][t], RELU);
-        UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++)
-            F(store)(y + r * y_r + t * y_t + part, acc[r][t]);
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T * GATHER_PARTS; t++)
+        {
+            const Py_ssize_t to = at + r * y_r + t / GATHER_PARTS * y_t + t % GATHER_PARTS * LANES;
+            V sum = acc[r][t];
+            if (relu) sum = saved ? F(slope)(sum, F(load)(saved + to), RELU) : F(activate)(sum, RELU);
+            F(store)(y + to, sum);
+        }
     }
 }
 
 #define GATHER_TILE(R, T) \
     case (R) * 16 + (T): \
-        F(gather_tile)(R, T, x, x_c, x_h, x_w, x_t, w, g->w_out, g->w_in, w_h, w_w, g->channels, rows->count, \
+        F(gather_tile)(R, T, times, x, x_c, x_h, x_w, x_t, w, g->w_out, g->w_in, w_h, w_w, g->channels, rows->count, \
                        columns.count, bias, relu, saved, y, y_r, y_t); \
         break;
 #if TILE_COLUMNS > 3
@@ -291,11 +305,19 @@ INLINE void F(gather_tile)(const int R, const int T, const REAL *x, Py_ssize_t x
     TILE(3, 1) TILE(3, 2) TILE(3, 3) TILE(3, 4) \
     TILE(4, 1) TILE(4, 2) TILE(4, 3)
 #endif
+#if GATHER_PARTS > 1
+#define GATHER_TILES(TILE) \
+    TILE(1, 1) TILE(1, 2) TILE(1, 3) TILE(1, 4) TILE(1, 5) TILE(1, 6) TILE(2, 1) TILE(2, 2) TILE(2, 3) \
+    TILE(3, 1) TILE(3, 2) TILE(4, 1) TILE(5, 1) TILE(6, 1)
+#else
+#define GATHER_TILES LANE_TILES
+#endif
 
-/* Most places (or taps, or channels) beside R channels in a tile. */
+/* Most taps (or channels) beside R channels in a tile, and most places. */
 #define LANE_BESIDE(R) (LANE_TILE / (R) < 8 ? LANE_TILE / (R) : 8)
+#define GATHER_BESIDE(R) (LANE_TILE / GATHER_PARTS / (R) < 8 ? LANE_TILE / GATHER_PARTS / (R) : 8)
 
-/* `count` places from t on, of one phase: places of the output that meet the same taps. */
+/* `count` places from columns.source on, of one phase: places of the output that meet the same taps. */
 STATIC void F(gather_places)(const Gather *g, const Taps *rows, Taps columns, Py_ssize_t count, const REAL *source,
                              const REAL *weight, const REAL *bias, int relu, const REAL *saved, Py_ssize_t channels,
                              Py_ssize_t x_t, REAL *y, Py_ssize_t y_r, Py_ssize_t y_t)
@@ -305,7 +327,17 @@ STATIC void F(gather_places)(const Gather *g, const Taps *rows, Taps columns, Py
     const Py_ssize_t w_h = rows->step * g->w_h, w_w = columns.step * g->w_w;
     const REAL *x = source + (rows->source * g->w.size + columns.source) * BLOCK;
     const REAL *w = weight + rows->first * g->w_h + columns.first * g->w_w;
-    switch (channels * 16 + count) { LANE_TILES(GATHER_TILE) }
+    /* even tiles: the first of them one place larger than the others, where they do not all have as many */
+    const Py_ssize_t tiles = count > 1 ? (count + GATHER_BESIDE(channels) - 1) / GATHER_BESIDE(channels) : 1;
+    const Py_ssize_t places = count > 1 ? count / tiles : 1;
+    const Py_ssize_t more = count - places * tiles;
+    for (int larger = more > 0; larger >= 0; larger--) {
+        const Py_ssize_t times = larger ? more : tiles - more;
+        switch (channels * 16 + places + larger) { GATHER_TILES(GATHER_TILE) }
+        x += times * (places + larger) * x_t;
+        y += times * (places + larger) * y_t;
+        if (saved) saved += times * (places + larger) * y_t;
+    }
 }
 
 /* Places begin to stop of a phase of one axis, for elements of the other axis that are given; y is where place 0 of the
@@ -314,23 +346,18 @@ STATIC void F(gather_line)(const Gather *g, const Phase *phase, Py_ssize_t begin
                            const REAL *source, const REAL *weight, const REAL *bias, int relu, const REAL *saved,
                            Py_ssize_t channels, REAL *y, Py_ssize_t y_r, Py_ssize_t y_t)
 {
-    const Py_ssize_t beside = LANE_BESIDE(channels), whole = phase->to - phase->from;
-    const Py_ssize_t pieces = (whole + beside - 1) / beside, x_t = phase->step * (down ? g->w.size : 1) * BLOCK;
-    for (Py_ssize_t t = begin, k = 0; t < stop;) {
+    const Py_ssize_t x_t = phase->step * (down ? g->w.size : 1) * BLOCK;
+    for (Py_ssize_t t = begin, count; t < stop; t += count) {
         Taps taps = phase->taps;
-        Py_ssize_t count = 1;
         taps.source += t * phase->step;
-        if (t >= phase->from && t < phase->to)
-            count = phase->from + piece(whole, ++k, pieces) - t;
-        else
-            taps = inside(taps, down ? g->h.size : g->w.size);
+        count = t >= phase->from && t < phase->to ? phase->to - t : 1;
+        if (t < phase->from || t >= phase->to) taps = inside(taps, down ? g->h.size : g->w.size);
         F(gather_places)(g, down ? &taps : &other, down ? other : taps, count, source, weight, bias, relu,
                          saved ? saved + t * y_t : 0, channels, x_t, y + t * y_t, y_r, y_t);
-        t += count;
     }
 }
 
-/* Rows `row` to `row_end` of the output, places first to end, for `channels` <= LANE_ROWS channels; y is where the first
+/* Rows `row` to `row_end` of the output, places first to end, for `channels` <= GATHER_ROWS channels; y is where the first
  * place goes, rows are y_h apart. Tiles lie along the rows, and down the columns where not all taps are inside. */
 STATIC void F(gather_rows)(const Gather *g, Py_ssize_t row, Py_ssize_t row_end, Py_ssize_t first, Py_ssize_t end,
                            const REAL *source, const REAL *weight, const REAL *bias, int relu, const REAL *saved,
@@ -366,16 +393,11 @@ STATIC void F(gather_place)(const Gather *g, const REAL *x, const REAL *w, const
     const Taps one = {0, 1, 1, 0, 1};
     const Py_ssize_t x_t = g->groups * g->channels * BLOCK, y_t = g->groups * g->outputs * BLOCK;
     const Py_ssize_t count = end - first, output = group * g->outputs + first;
-    const Py_ssize_t pieces = (g->blocks + LANE_BESIDE(count) - 1) / LANE_BESIDE(count);
-    REAL biases[LANE_ROWS];
+    const Py_ssize_t at = output * BLOCK;
+    REAL biases[GATHER_ROWS];
     for (Py_ssize_t r = 0; bias && r < count; r++) biases[r] = bias[(output + r) / g->places];
-    for (Py_ssize_t k = 0; k < pieces; k++) {
-        const Py_ssize_t block = piece(g->blocks, k, pieces), blocks = piece(g->blocks, k + 1, pieces) - block;
-        const Py_ssize_t at = block * y_t + output * BLOCK;
-        F(gather_places)(g, &one, one, blocks, x + block * x_t + group * g->channels * BLOCK,
-                         w + group * g->w_group + first * g->w_out, bias ? biases : 0, relu, saved ? saved + at : 0, count,
-                         x_t, y + at, BLOCK, y_t);
-    }
+    F(gather_places)(g, &one, one, g->blocks, x + group * g->channels * BLOCK, w + group * g->w_group + first * g->w_out,
+                     bias ? biases : 0, relu, saved ? saved + at : 0, count, x_t, y + at, BLOCK, y_t);
 }
 
 /* -- correlate ----------------------------------------------------------------------------------------------------- */
@@ -757,7 +779,7 @@ STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_
             F(gather_rows)(g, row * pool_h + top, row * pool_h + top + together, first, first + columns, source, weight,
                            bias, 0, 0, channels, made, together * columns * BLOCK, columns * BLOCK);
             if (activation != LINEAR && activation != RELU)
-                F(map_activate)(made, made, channels * together * columns * BLOCK, activation);
+                F(map_activate)(made, made, 0, 1, channels * together * columns * BLOCK, activation);
             for (Py_ssize_t r = 0; r < channels; r++)
                 for (Py_ssize_t j = 0, v; j < columns; j += v) {
                     const Py_ssize_t q = (first + j) / pool_w, left = (first + j) % pool_w;
@@ -790,11 +812,11 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
 {
     const Py_ssize_t height = pool_h ? g->oh / pool_h : g->oh, width = pool_h ? g->ow / pool_w : g->ow;
     const Py_ssize_t x_plane = g->h.size * g->w.size * BLOCK, y_plane = height * width * BLOCK;
-    const Py_ssize_t tiles = (g->outputs + LANE_ROWS - 1) / LANE_ROWS, bands = g->groups * tiles;
+    const Py_ssize_t tiles = (g->outputs + GATHER_ROWS - 1) / GATHER_ROWS, bands = g->groups * tiles;
     const Py_ssize_t all = g->blocks * bands * height;
     const int relu = activation == RELU, passes = activation != LINEAR && !relu; /* others go over what is made */
     /* The weights of a tile, where they are larger than the source they meet, are used for all blocks before the next. */
-    const int weights_stay = LANE_ROWS * g->w.kernel > g->w.size * BLOCK;
+    const int weights_stay = GATHER_ROWS * g->w.kernel > g->w.size * BLOCK;
     if (!pool_h && g->oh == 1 && g->ow == 1 && g->h.size == 1 && g->w.size == 1 && g->h.kernel == 1 && g->w.kernel == 1) {
         for (Py_ssize_t i = piece(bands, part, parts); i < piece(bands, part + 1, parts); i++) {
             const Py_ssize_t group = i / tiles, first = piece(g->outputs, i % tiles, tiles);
@@ -805,7 +827,7 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
                 if (saved)
                     F(map_slope)(y + at, saved + at, y + at, (end - first) * BLOCK, activation);
                 else
-                    F(map_activate)(y + at, y + at, (end - first) * BLOCK, activation);
+                    F(map_activate)(y + at, y + at, 0, 1, (end - first) * BLOCK, activation);
             }
         }
         return;
@@ -834,7 +856,7 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
             if (saved)
                 F(map_slope)(made, saved + at + r * y_plane, made, rows * width * BLOCK, activation);
             else
-                F(map_activate)(made, made, rows * width * BLOCK, activation);
+                F(map_activate)(made, made, 0, 1, rows * width * BLOCK, activation);
         }
     }
 }
@@ -845,11 +867,11 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
 STATIC void F(correlate_place)(const Correlation *k, const REAL *a, const REAL *x, REAL *dw, Py_ssize_t part,
                                Py_ssize_t parts)
 {
-    REAL panel[PANEL_BLOCKS * BLOCK * 8 * BLOCK], made[LANE_TILE * BLOCK];
-    const Taps blocks_and_rows = {0, 1, BLOCK, 0, 1}, one = {0, 1, 1, 0, 1};
+    REAL panel[PANEL_BLOCKS * BLOCK * 8 * BLOCK], made[GATHER_ROWS * 8 * BLOCK];
+    const Taps one = {0, 1, 1, 0, 1};
     const Py_ssize_t size = k->x_channels * k->xh * k->xw, a_n = k->groups * k->a_channels * BLOCK;
-    const Py_ssize_t tiles = (k->a_channels + LANE_ROWS - 1) / LANE_ROWS;
-    const Py_ssize_t most_rows = (k->a_channels + tiles - 1) / tiles, beside = LANE_BESIDE(most_rows);
+    const Py_ssize_t tiles = (k->a_channels + GATHER_ROWS - 1) / GATHER_ROWS;
+    const Py_ssize_t most_rows = (k->a_channels + tiles - 1) / tiles, beside = most(GATHER_BESIDE(most_rows), 3);
     const Py_ssize_t columns = (size + BLOCK - 1) / BLOCK, panels = (columns + beside - 1) / beside;
     for (Py_ssize_t i = piece(k->groups * panels, part, parts); i < piece(k->groups * panels, part + 1, parts); i++) {
         const Py_ssize_t group = i / panels, column = piece(columns, i % panels, panels);
@@ -857,9 +879,10 @@ STATIC void F(correlate_place)(const Correlation *k, const REAL *a, const REAL *
         const Py_ssize_t width = least(size - column * BLOCK, wide);
         for (Py_ssize_t n = 0; n < k->blocks; n += PANEL_BLOCKS) {
             const Py_ssize_t blocks = least(PANEL_BLOCKS, k->blocks - n);
-            /* What a tile gathers: blocks are its channels, rows of a block its kernel's rows. */
+            /* What a tile gathers: blocks are its channels, rows of a block its kernel's columns. */
+            const Taps rows = {0, 1, BLOCK, 0, count};
             const Gather g = {.h = {.size = BLOCK}, .w = {.size = count}, .channels = blocks,
-                              .w_in = a_n, .w_out = BLOCK, .w_h = 1};
+                              .w_in = a_n, .w_out = BLOCK, .w_w = 1};
             if (width < wide) memset(panel, 0, (size_t)(blocks * BLOCK * wide) * sizeof(REAL));
             for (Py_ssize_t b = 0; b < blocks; b++)
                 F(deinterleave)(x + (((n + b) * k->groups + group) * size + column * BLOCK) * BLOCK, BLOCK, width,
@@ -869,7 +892,7 @@ STATIC void F(correlate_place)(const Correlation *k, const REAL *a, const REAL *
                 REAL *to = dw + group * k->dw_group + r * k->dw_a + column * BLOCK;
                 const int whole = width == wide && !n;
                 const REAL *by = a + n * a_n + (group * k->a_channels + r) * BLOCK;
-                F(gather_places)(&g, &blocks_and_rows, one, count, panel, by, 0, 0, 0, r_end - r, BLOCK,
+                F(gather_places)(&g, &one, rows, count, panel, by, 0, 0, 0, r_end - r, BLOCK,
                                  whole ? to : made, whole ? k->dw_a : wide, BLOCK);
                 for (Py_ssize_t q = 0; !whole && q < r_end - r; q++)
                     for (Py_ssize_t j = 0; j < width; j++) {
@@ -963,3 +986,4 @@ INLINE void F(scale_plane)(const REAL *x, REAL *y, Py_ssize_t size, REAL shift, 
 #undef GATHER_TILE
 #undef CORRELATE_TILE
 #undef LANE_TILES
+#undef GATHER_TILES

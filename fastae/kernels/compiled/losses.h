@@ -24,7 +24,7 @@ INLINE V F(loss_element)(const int loss, V y, V target, REAL delta, V *slope)
         *slope = error / F(pick)(small < (REAL)1e-12, F(splat)((REAL)1e-12), small);
         return -(target * F(log_unit)(y) + (1 - target) * F(log_one_minus)(y));
     default: /* CROSS_ENTROPY_OF_LOGITS: one exponential for the sigmoid and the logarithm */
-        e = F(exp_alone)(-F(magnitude)(y));
+        e = F(exp)(F(minus_magnitude)(y));
         *slope = F(sigmoid_of)(y, e) - target;
         return F(pick)(y < 0, F(splat)(0), y) - y * target + F(log1p_of)(e);
     }
@@ -81,7 +81,7 @@ STATIC void F(softmax_row)(const REAL *x, REAL *y, Py_ssize_t size)
     for (Py_ssize_t i = 1; i < size; i++) most = x[i] > most ? x[i] : most;
     V sum = {0};
     for (Py_ssize_t i = 0; i < size; i += LANES) {
-        const V e = F(exp_negative)(F(load_part)(x + i, size - i) - most).exp;
+        const V e = F(exp)(F(load_part)(x + i, size - i) - most);
         F(store_part)(y + i, e, size - i);
         sum += F(load_part)(y + i, size - i);
     }

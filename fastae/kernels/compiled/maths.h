@@ -1,45 +1,67 @@
 /* Activations on vectors: one formula each, the one stated in table.py.
  *
- * Everything exponential comes from one function, exp and exp - 1 of an argument <= 0:
+ * Everything exponential comes from one reduction of an argument <= 0:
  *   x = j ln2 + r with |r| <= ln2 / 2;   q = e^r - 1 by its Taylor series;   e^x = 2^j q + 2^j.
  * exp - 1 keeps its relative precision near 0, which tanh needs. The series has the terms that bring its error
  * below half an ulp: r^7 in float32, r^13 in float64.
  */
-typedef struct { V exp, expm1; } F(Exp);
 
-/* 2^j, where the bits of `j` are those of MAGIC + j: the shift leaves nothing of MAGIC but the j. */
-INLINE V F(power_of_two)(VI j) { return (V)((j + EXPONENT_BIAS) << MANTISSA_BITS); }
-
-INLINE F(Exp) F(exp_negative)(V x)
+/* The larger of x and a number; a NaN stays one. */
+INLINE V F(at_least)(V x, REAL bound)
 {
-    /* Below EXP_LOWEST the exponential is 0; the clamp keeps 2^(j/2) in range. A NaN stays one. */
-    x = F(pick)(x < (REAL)EXP_LOWEST, F(splat)((REAL)EXP_LOWEST), x);
+#if defined(__AVX512F__) && REAL_BITS == 32
+    return (V)_mm512_max_ps((__m512)F(splat)(bound), (__m512)x); /* of a NaN the second */
+#elif defined(__AVX512F__)
+    return (V)_mm512_max_pd((__m512d)F(splat)(bound), (__m512d)x);
+#elif defined(__AVX2__) && REAL_BITS == 32
+    return (V)_mm256_max_ps((__m256)F(splat)(bound), (__m256)x);
+#elif defined(__AVX2__)
+    return (V)_mm256_max_pd((__m256d)F(splat)(bound), (__m256d)x);
+#else
+    return F(pick)(x < bound, F(splat)(bound), x);
+#endif
+}
+
+/* e^r - 1 of what is left of x; the lowest bits of *t are those of MAGIC + j. */
+INLINE V F(exp_reduced)(V x, V *t)
+{
     /* Adding MAGIC rounds to a whole number, which then stands in the lowest bits. */
-    const V t = x * (REAL)1.44269504088896340736 + (REAL)MAGIC;
-    const V j = t - (REAL)MAGIC;
+    *t = x * (REAL)1.44269504088896340736 + (REAL)MAGIC;
+    const V j = *t - (REAL)MAGIC;
     const V r = (x - j * (REAL)LN2_HIGH) - j * (REAL)LN2_LOW;
     V p = F(splat)((REAL)INVERSE_FACTORIAL[SERIES_TERMS]);
     UNROLL for (int i = SERIES_TERMS - 1; i >= 2; i--) p = p * r + (REAL)INVERSE_FACTORIAL[i];
-    const V q = r + (r * r) * p;
-    /* 2^j in two factors: j itself may lie below the smallest normal exponent. */
-    const V half = j * (REAL)0.5 + (REAL)MAGIC;
-    const V s1 = F(power_of_two)((VI)half), s2 = F(power_of_two)((VI)t - (VI)half + (VI)F(splat)((REAL)MAGIC));
-    return (F(Exp)){.exp = (q * s1 + s1) * s2, .expm1 = (q * s1) * s2 + (s1 * s2 - 1)};
+    return r + (r * r) * p;
 }
 
-/* e^x of an argument <= 0 where e^x - 1 is not asked for. AVX-512 rounds and scales by 2^j in one instruction each. */
-INLINE V F(exp_alone)(V x)
+/* 2^(j + shift), where the bits of `t` are those of MAGIC + j: the shift of the bits leaves nothing of MAGIC but the j. */
+INLINE V F(power_of_two)(V t, int shift) { return (V)(((VI)t + (EXPONENT_BIAS + shift)) << MANTISSA_BITS); }
+
+/* e^x of an argument <= 0. Below EXP_LOWEST it is 0. */
+INLINE V F(exp)(V x)
 {
-#if defined(__AVX512F__) && REAL_BITS == 32
-    const __m512 bounded = _mm512_max_ps(_mm512_set1_ps((float)EXP_LOWEST), (__m512)x); /* of a NaN the second */
-    const __m512 j = _mm512_roundscale_ps((__m512)((V)bounded * (REAL)1.44269504088896340736), 0);
-    const V r = ((V)bounded - (V)j * (REAL)LN2_HIGH) - (V)j * (REAL)LN2_LOW;
+    x = F(at_least)(x, (REAL)EXP_LOWEST);
+#if defined(__AVX512F__) && REAL_BITS == 32 /* rounds and scales by 2^j in one instruction each */
+    const __m512 j = _mm512_roundscale_ps((__m512)(x * (REAL)1.44269504088896340736), 0);
+    const V r = (x - (V)j * (REAL)LN2_HIGH) - (V)j * (REAL)LN2_LOW;
     V p = F(splat)((REAL)INVERSE_FACTORIAL[SERIES_TERMS]);
     UNROLL for (int i = SERIES_TERMS - 1; i >= 0; i--) p = p * r + (REAL)INVERSE_FACTORIAL[i];
     return (V)_mm512_scalef_ps((__m512)p, j);
 #else
-    return F(exp_negative)(x).exp;
+    V t;
+    const V q = F(exp_reduced)(x, &t);
+    const V s = F(power_of_two)(t, TINY_EXPONENT); /* j itself may lie below the smallest normal exponent */
+    return (q * s + s) * (1 / (REAL)TINY_SCALE);
 #endif
+}
+
+/* e^x - 1 of an argument <= 0. Below EXPM1_LOWEST it is -1. */
+INLINE V F(expm1)(V x)
+{
+    V t;
+    const V q = F(exp_reduced)(F(at_least)(x, (REAL)EXPM1_LOWEST), &t);
+    const V s = F(power_of_two)(t, 0);
+    return q * s + (s - 1);
 }
 
 /* 1 / d for d in [1, 2]: in float32 with AVX-512 from an estimate of 14 bits and one Newton step. */
@@ -57,14 +79,14 @@ INLINE V F(reciprocal)(V d)
 INLINE V F(sigmoid_of)(V x, V e)
 {
     const V q = F(reciprocal)(1 + e);
-    return F(pick)(x < 0, e * q, q);
+    return F(pick)((VI)x < 0, e * q, q); /* by the sign, which needs no comparison */
 }
 
-INLINE V F(sigmoid)(V x) { return F(sigmoid_of)(x, F(exp_alone)(-F(magnitude)(x))); }
+INLINE V F(sigmoid)(V x) { return F(sigmoid_of)(x, F(exp)(F(minus_magnitude)(x))); }
 
 INLINE V F(tanh)(V x)
 {
-    const V e = F(exp_negative)(-2 * F(magnitude)(x)).expm1; /* e^(-2|x|) - 1, in [-1, 0] */
+    const V e = F(expm1)(-2 * F(magnitude)(x)); /* e^(-2|x|) - 1, in [-1, 0] */
     const V t = -e / (2 + e);
     return (V)((VI)t | ((VI)x & ~INTEGER_MAX)); /* with the sign of x */
 }
@@ -104,12 +126,12 @@ INLINE V F(log1p_of)(V e) { return F(two_atanh)(e / (2 + e)); }
 
 INLINE V F(softplus)(V x)
 {
-    return F(pick)(x < 0, F(splat)(0), x) + F(log1p_of)(F(exp_alone)(-F(magnitude)(x)));
+    return F(pick)(x < 0, F(splat)(0), x) + F(log1p_of)(F(exp)(F(minus_magnitude)(x)));
 }
 
 INLINE V F(elu)(V x)
 {
-    return F(pick)(x > 0, x, F(exp_negative)(F(pick)(x > 0, F(splat)(0), x)).expm1);
+    return F(pick)(x > 0, x, F(expm1)(F(pick)(x > 0, F(splat)(0), x)));
 }
 
 INLINE V F(activate)(V x, int activation)
@@ -134,16 +156,18 @@ INLINE V F(slope)(V dy, V y, int activation)
     case TANH: return dy * (1 - y * y);
     case LEAKY_RELU: return F(pick)(y > 0, dy, dy * (REAL)0.01);
     case ELU: return F(pick)(y > 0, dy, dy * (y + 1));
-    case SOFTPLUS: return dy * -F(exp_negative)(-y).expm1;
+    case SOFTPLUS: return dy * -F(expm1)(-y);
     default: return dy;
     }
 }
 
-/* The same two on `size` numbers in a row; the switch on the activation is taken once. Any of the arrays may be one. */
+/* The same two on `size` numbers in a row, the former on several rows; the switch on the activation is taken once. Any of
+ * the arrays may be one. */
 #define MAP_FORWARD(code) \
     case code: \
-        for (i = 0; i < size; i += LANES) \
-            F(store_part)(y + i, F(activate)(F(load_part)(x + i, size - i), code), size - i); \
+        for (Py_ssize_t r = 0; r < rows; r++, x += row, y += row) \
+            for (Py_ssize_t i = 0; i < size; i += LANES) \
+                F(store_part)(y + i, F(activate)(F(load_part)(x + i, size - i), code), size - i); \
         break;
 #define MAP_BACKWARD(code) \
     case code: \
@@ -151,9 +175,8 @@ INLINE V F(slope)(V dy, V y, int activation)
             F(store_part)(dx + i, F(slope)(F(load_part)(dy + i, size - i), F(load_part)(y + i, size - i), code), size - i); \
         break;
 
-STATIC void F(map_activate)(const REAL *x, REAL *y, Py_ssize_t size, int activation)
+STATIC void F(map_activate)(const REAL *x, REAL *y, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t size, int activation)
 {
-    Py_ssize_t i;
     switch (activation) {
         MAP_FORWARD(LINEAR)
         MAP_FORWARD(RELU)

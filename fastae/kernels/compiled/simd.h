@@ -15,8 +15,19 @@ typedef INTEGER F(VI) __attribute__((vector_size(VECTOR_BYTES)));
 INLINE V F(load)(const REAL *p) { return *(const F(VU) *)p; }
 INLINE void F(store)(REAL *p, V v) { *(F(VU) *)p = v; }
 INLINE V F(splat)(REAL a) { return a - (V){0}; }
-INLINE V F(pick)(VI mask, V a, V b) { return (V)((mask & (VI)a) | (~mask & (VI)b)); }
+/* a where the mask is set, else b; every lane of the mask is all ones or all zeros. */
+INLINE V F(pick)(VI mask, V a, V b)
+{
+#if defined(__AVX2__) && !defined(__AVX512F__) && REAL_BITS == 32
+    return (V)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)mask);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    return (V)_mm256_blendv_pd((__m256d)b, (__m256d)a, (__m256d)mask);
+#else
+    return (V)((mask & (VI)a) | (~mask & (VI)b));
+#endif
+}
 INLINE V F(magnitude)(V v) { return (V)((VI)v & INTEGER_MAX); }
+INLINE V F(minus_magnitude)(V v) { return (V)((VI)v | ~INTEGER_MAX); }
 
 /* The first `count` lanes; the rest read as zero and are not touched in memory. */
 #if defined(__AVX512F__)

@@ -25,7 +25,7 @@ INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_
      * waits for only so many lines at once. */
     for (int row = update && update->ahead ? 0 : R - 1; row < R; row++) {
         const Py_ssize_t until = steps * (row + 1) / R;
-        if (update && update->ahead) UNROLL for (int j = 0; j < C; j++)
+        if (update && update->ahead) UNROLL for (int j = 0; j < C; j += 64 / VECTOR_BYTES)
         {
             REAL *next = c + update->ahead + row * c_row + j * LANES;
             __builtin_prefetch(next, 1);
@@ -97,12 +97,12 @@ STATIC void F(outer)(const REAL *a, Py_ssize_t a_row, Py_ssize_t a_step, const R
     switch (vectors * 16 + rows) {
         OUTER_1_4(1) OUTER(5, 1) OUTER(6, 1) OUTER(7, 1) OUTER(8, 1)
         OUTER_1_4(2)
-#if TILE_COLUMNS > 2
-        OUTER_1_4(3)
+#if TILE_COLUMNS > 2 || defined(__AVX2__)
+        OUTER(5, 2) OUTER(6, 2)
 #endif
-#if TILE_COLUMNS > 3
-        OUTER(5, 2) OUTER(6, 2) OUTER(7, 2) OUTER(8, 2)
-        OUTER(5, 3) OUTER(6, 3) OUTER(7, 3) OUTER(8, 3)
+#if TILE_COLUMNS > 2
+        OUTER(7, 2) OUTER(8, 2)
+        OUTER_1_4(3) OUTER(5, 3) OUTER(6, 3) OUTER(7, 3) OUTER(8, 3)
         OUTER_1_4(4) OUTER(5, 4) OUTER(6, 4)
         OUTER_1_4(5) OUTER(5, 5)
 #endif
@@ -112,41 +112,43 @@ STATIC void F(outer)(const REAL *a, Py_ssize_t a_row, Py_ssize_t a_step, const R
 #undef OUTER_1_4
 
 /* DOT_ROWS x 4 dot products of length m; rows and columns beyond the edge repeat the last one and are not stored. */
+#define DOT_SUMS ((DOT_ROWS * 4 + LANES - 1) / LANES * LANES)
 STATIC void F(dot)(const REAL *a, Py_ssize_t a_row, const REAL *b, Py_ssize_t b_row, Py_ssize_t m, REAL *c,
                    Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns)
 {
     const REAL *ar[DOT_ROWS], *bq[4];
-    V acc[DOT_ROWS * 4];
+    V acc[DOT_SUMS];
     UNROLL for (int r = 0; r < DOT_ROWS; r++) ar[r] = a + (r < rows ? r : rows - 1) * a_row;
     UNROLL for (int q = 0; q < 4; q++) bq[q] = b + (q < columns ? q : columns - 1) * b_row;
-    UNROLL for (int i = 0; i < DOT_ROWS * 4; i++) acc[i] = (V){0};
+    UNROLL for (int i = 0; i < DOT_SUMS; i++) acc[i] = (V){0};
     const Py_ssize_t whole = m / LANES * LANES;
     for (Py_ssize_t i = 0; i < whole; i += LANES) {
-        V bv[4];
-        UNROLL for (int q = 0; q < 4; q++) bv[q] = F(load)(bq[q] + i);
-        UNROLL for (int r = 0; r < DOT_ROWS; r++)
+        V av[DOT_ROWS];
+        UNROLL for (int r = 0; r < DOT_ROWS; r++) av[r] = F(load)(ar[r] + i);
+        UNROLL for (int q = 0; q < 4; q++)
         {
-            const V av = F(load)(ar[r] + i);
-            UNROLL for (int q = 0; q < 4; q++) acc[r * 4 + q] += av * bv[q];
+            const V bv = F(load)(bq[q] + i);
+            UNROLL for (int r = 0; r < DOT_ROWS; r++) acc[r * 4 + q] += av[r] * bv;
         }
     }
     if (whole < m) { /* zeros beyond the end: the padding of a row is never read */
-        V bv[4];
-        UNROLL for (int q = 0; q < 4; q++) bv[q] = F(load_part)(bq[q] + whole, m - whole);
-        UNROLL for (int r = 0; r < DOT_ROWS; r++)
+        V av[DOT_ROWS];
+        UNROLL for (int r = 0; r < DOT_ROWS; r++) av[r] = F(load_part)(ar[r] + whole, m - whole);
+        UNROLL for (int q = 0; q < 4; q++)
         {
-            const V av = F(load_part)(ar[r] + whole, m - whole);
-            UNROLL for (int q = 0; q < 4; q++) acc[r * 4 + q] += av * bv[q];
+            const V bv = F(load_part)(bq[q] + whole, m - whole);
+            UNROLL for (int r = 0; r < DOT_ROWS; r++) acc[r * 4 + q] += av[r] * bv;
         }
     }
-    REAL sums[DOT_ROWS * 4];
-    UNROLL for (int i = 0; i < DOT_ROWS * 4; i += LANES) F(store)(sums + i, F(lane_sums)(acc + i));
+    REAL sums[DOT_SUMS];
+    UNROLL for (int i = 0; i < DOT_SUMS; i += LANES) F(store)(sums + i, F(lane_sums)(acc + i));
     if (columns == 4)
         for (Py_ssize_t r = 0; r < rows; r++) memcpy(c + r * c_row, sums + r * 4, 4 * sizeof(REAL));
     else
         for (Py_ssize_t r = 0; r < rows; r++)
             for (Py_ssize_t q = 0; q < columns; q++) c[r * c_row + q] = sums[r * 4 + q];
 }
+#undef DOT_SUMS
 
 /* Sums of the rows of a, for some vectors of columns at a time, which stay in registers. */
 #define SUMS 4
