@@ -14,20 +14,25 @@
 #endif
 typedef float vector __attribute__((vector_size(BYTES)));
 #define LANES (BYTES / sizeof(float))
-#define CHAINS 12 /* more than latency times units asks for; with a and b no more than 16 registers */
+/* More than latency times units asks for, and with a and b no more than there are registers. */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define CHAINS 20
+#else
+#define CHAINS 12
+#endif
 
 /* Floating-point operations done; the sums go to `out` so that they have to be made. */
 double fma_float(long rounds, float *out)
 {
     vector sums[CHAINS], a, b;
     for (size_t i = 0; i < LANES; i++) a[i] = 0.999f, b[i] = 1e-3f * (float)i;
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int c = 0; c < CHAINS; c++) sums[c] = b * (float)c;
     for (long r = 0; r < rounds; r++) {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
         for (int c = 0; c < CHAINS; c++) sums[c] = sums[c] * a + b;
     }
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int c = 1; c < CHAINS; c++) sums[0] += sums[c];
     for (size_t i = 0; i < LANES; i++) out[i] = sums[0][i];
     return 2.0 * LANES * CHAINS * (double)rounds;

@@ -135,6 +135,12 @@ cdef inline bint by_rows(Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t steps,
         columns * steps <= SMALL_WEIGHT or rows * (columns + steps) > columns * steps)
 
 
+cdef inline Py_ssize_t panel_begin(Py_ssize_t vectors, Py_ssize_t panel, Py_ssize_t panels) noexcept nogil:
+    """Vector at which a panel of a product's columns begins: they are even, and the first ones the wider, so
+        that panels of a line each are whole lines up to the last."""
+    return (vectors * panel + panels - 1) // panels
+
+
 cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                         const real* b, Py_ssize_t b_step, Py_ssize_t steps, const real* bias,
                         real* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns,
@@ -157,8 +163,8 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
     band = tile - panel * bands
     i = share(rows, band, bands)
     rest = rows * band % bands  # what share left over: so the next bands need no division
-    j = share(vectors, panel, panels) * lanes
-    next_j = share(vectors, panel + 1, panels) * lanes
+    j = panel_begin(vectors, panel, panels) * lanes
+    next_j = panel_begin(vectors, panel + 1, panels) * lanes
     for tile in range(tile, end):
         height = each
         rest += more
@@ -190,7 +196,7 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
             panel += 1
             band = i = rest = 0
             j = next_j
-            next_j = share(vectors, panel + 1, panels) * lanes
+            next_j = panel_begin(vectors, panel + 1, panels) * lanes
 
 
 cdef void dot_product(const real* a, Py_ssize_t a_row, const real* b, Py_ssize_t b_row, Py_ssize_t m,
@@ -654,15 +660,16 @@ cdef void dense_batchnorm_forward(const real* x, const real* w, const real* b, c
                                   real* running_mean, real* running_var, real* z, real* y, real* mean,
                                   real* inv_std, Py_ssize_t n, Py_ssize_t k, Py_ssize_t m,
                                   Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    # one panel of the product's columns after the other, normalised while it is near; as many for each thread
+    # one panel of the columns after the other, normalised while it is near; of few, as many for each thread
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t vectors = (m + lanes - 1) // lanes, row = ld(m, pad), wide = width(m, pad, z)
     cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
     cdef Py_ssize_t panel, j, end
-    panels = min((panels + parts - 1) // parts * parts, vectors)
+    if panels < 16 * parts:
+        panels = min((panels + parts - 1) // parts * parts, vectors)
     for panel in range(share(panels, part, parts), share(panels, part + 1, parts)):
-        j = share(vectors, panel, panels) * lanes
-        end = share(vectors, panel + 1, panels) * lanes
+        j = panel_begin(vectors, panel, panels) * lanes
+        end = panel_begin(vectors, panel + 1, panels) * lanes
         outer_product(x, ld(k, pad), 1, w + j, row, k, b + j if b != NULL else NULL, z + j, row, n,
                       min(end, wide) - j, NULL, LINEAR, 0, 1)
         normalise(<const real*>z + j, row, n, min(end, m) - j, gamma + j, beta + j, activation, epsilon,
@@ -685,8 +692,8 @@ cdef void dense_batchnorm_inference(const real* x, const real* w, const real* b,
     for tile in range(share(panels * bands, part, parts), share(panels * bands, part + 1, parts)):
         if tile // bands != scaled:
             scaled = tile // bands
-            j = share(vectors, scaled, panels) * lanes
-            end = share(vectors, scaled + 1, panels) * lanes
+            j = panel_begin(vectors, scaled, panels) * lanes
+            end = panel_begin(vectors, scaled + 1, panels) * lanes
             running_scale(gamma + j, running_var + j, epsilon, scale, min(end, m) - j)
         i = share(n, tile % bands, bands)
         rows = share(n, tile % bands + 1, bands) - i

@@ -327,6 +327,7 @@ STATIC void F(gather_places)(const Gather *g, const Taps *rows, Taps columns, Py
     const Py_ssize_t w_h = rows->step * g->w_h, w_w = columns.step * g->w_w;
     const REAL *x = source + (rows->source * g->w.size + columns.source) * BLOCK;
     const REAL *w = weight + rows->first * g->w_h + columns.first * g->w_w;
+    if (count < 1) return;
     /* even tiles: the first of them one place larger than the others, where they do not all have as many */
     const Py_ssize_t tiles = count > 1 ? (count + GATHER_BESIDE(channels) - 1) / GATHER_BESIDE(channels) : 1;
     const Py_ssize_t places = count > 1 ? count / tiles : 1;

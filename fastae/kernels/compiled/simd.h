@@ -1,8 +1,8 @@
 /* Vectors of REAL, as wide as the instruction set this file is compiled for.
  *
  * Included twice by kernels.h, with REAL float and double. F(name) gives name_f32 or name_f64.
- * GCC's and Clang's vector extensions do the arithmetic, so that one text serves SSE2, AVX2, AVX-512 and NEON; only
- * loads and stores of a part of a vector have instructions of their own.
+ * GCC's and Clang's vector extensions do the arithmetic, so that one text serves SSE2, AVX2, AVX-512 and NEON; what
+ * they cannot say well, as loads and stores of a part of a vector, has instructions of its own.
  */
 typedef REAL F(V) __attribute__((vector_size(VECTOR_BYTES)));
 typedef REAL F(VU) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
