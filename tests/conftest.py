@@ -10,6 +10,8 @@ import importlib
 import math
 import os
 import signal
+import statistics
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -77,6 +79,32 @@ def require() -> Callable[[str], ModuleType]:
         return importlib.import_module(name) if os.environ.get("CI") else pytest.importorskip(name)
 
     return require
+
+
+@pytest.fixture(scope="session")
+def slowdown() -> Callable[[Callable[[], object], Callable[[], object]], float]:
+    """How many times longer one call of about a millisecond takes than another: the median over turns.
+
+    A machine changes its pace within seconds, so what is compared is what ran side by side.
+    """
+
+    def seconds(call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    def slowdown(call: Callable[[], object], than: Callable[[], object]) -> float:
+        ratios = []
+        for turn in range(200):
+            if turn % 2:  # neither is always the one whose data the other has driven from the cache
+                taken = seconds(call)
+                ratios.append(taken / seconds(than))
+            else:
+                other = seconds(than)
+                ratios.append(seconds(call) / other)
+        return statistics.median(ratios)
+
+    return slowdown
 
 
 @pytest.fixture(params=backends.NAMES)
