@@ -102,6 +102,7 @@ cdef enum:
 cdef enum:  # when products are shared out by rows: see by_rows
     SMALL_WEIGHT = 1 << 15  # as in the table
     ROWS_A_THREAD = 4
+    ROWS_OF_WEIGHT_A_THREAD = 16  # when updates and gradients of weights are
 
 
 # -- sizes and shares ----------------------------------------------------------------------------
@@ -148,6 +149,12 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                         Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """c = f(a b + bias), or c updated by the gradient a b: even tiles, panel by panel,
         so that b stays near. One of a_row and a_step is 1; with an update a_row is."""
+    if parts > 1 and a_row == 1 and rows >= ROWS_OF_WEIGHT_A_THREAD * parts:
+        # memory of its own for each thread: a core that passes along a row fetches more than its share of it
+        a += share(rows, part, parts)
+        c += share(rows, part, parts) * c_row
+        rows = share(rows, part + 1, parts) - share(rows, part, parts)
+        part, parts = 0, 1
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes
     cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
