@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,8 +19,9 @@ def meetings(routine: Routine, rows: int) -> list[int]:
     Parameters
     ----------
     routine : Routine
-        Its threads share every instruction, and copy the batch in and the output out by rows. They meet
-        when the batch is done; then the first one counts the update, while others may be at the next batch.
+        Its threads share every instruction. They copy the batch in by rows, or each of them all of it to a
+        place of its own, and the output out by rows. They meet when the batch is done; then the first one
+        counts the update, while others may be at the next batch.
     rows : int
         Of the batch, at least 1.
 
@@ -33,13 +33,15 @@ def meetings(routine: Routine, rows: int) -> list[int]:
     """
     from fastae.program import COUNTER
 
-    gathered = [s for s in (routine.input, routine.target, routine.weight) if s is not None]
-    steps: list[Step] = [(True, [(slot, True) for slot in [COUNTER, *gathered]])]
-    for i in routine.instructions:
-        rule = i.row.by_rows
-        by_rows = rule is not None and rule(SimpleNamespace(**i.dims(rows), **i.constants))
-        steps.append((by_rows, [(slot, array.written) for array, slot in i.arrays]))
-    steps.append((True, [(routine.output, False)] if routine.output is not None else []))
+    shared = () if routine.gathered_by_each else routine.gathered
+    own = routine.gathered if routine.gathered_by_each else ()
+    steps: list[Step] = [(True, [(slot, True) for slot in (COUNTER, *shared)])]
+    steps += [
+        (i.by_rows(rows), [(slot, array.written) for array, slot in i.arrays if slot not in own])
+        for i in routine.instructions
+    ]
+    result = routine.output
+    steps.append((True, [(result, False)] if result is not None and result not in own else []))
 
     barriers = [0] * len(steps)
     certain = last = 0  # the first step since they met, for certain or at all

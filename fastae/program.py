@@ -17,6 +17,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,9 @@ ALIGNMENT = 64
 
 #: The arena begins with this many bytes read as int64.
 HEADER_BYTES = 64
+
+#: FLOPs of a batch below which each thread gathers it whole; AutoEncNet has 4e6, a deep network 1e8.
+_LITTLE_WORK = 2e7
 
 #: Place of each kernel in the table.
 _NUMBERS = {name: number for number, name in enumerate(KERNELS)}
@@ -185,6 +189,11 @@ class Instruction:
         present = {array.name for array, _ in self.arrays}
         return self.row.count_bytes(self.dims(rows), itemsize, present)
 
+    def by_rows(self, rows: int) -> bool:
+        """Whether threads share its work out by the rows of a batch of so many, if those are enough."""
+        rule = self.row.by_rows
+        return rule is not None and bool(rule(SimpleNamespace(**self.dims(rows), **self.constants)))
+
     def encode(self, rows: int | None = None) -> list[int]:
         """Return the instruction as int64 numbers: kernel, barrier (0), one for each argument, the dims."""
         numbers = [_NUMBERS[self.kernel], 0]
@@ -313,10 +322,38 @@ class Routine:
         return [int(barrier) for barrier in self.encode(rows)[:, 1]]
 
     def opens(self, rows: int | None = None) -> int:
-        """Say, as `barriers` does, whether they must meet after the batch was gathered, by rows."""
+        """Say, as `barriers` does, whether they must meet before the first instruction."""
         rows = self.capacity if rows is None else rows
         self.encode(rows)
         return self._opens[rows]
+
+    @cached_property
+    def gathered(self) -> tuple[Slot, ...]:
+        """What an executor gathers for a batch: the rows, their targets and weights where it reads them."""
+        return tuple(s for s in (self.input, self.target, self.weight) if s is not None)
+
+    @cached_property
+    def gathered_by_each(self) -> bool:
+        """Whether each thread of a team gathers the whole batch for itself, to where no other writes.
+
+        What one core writes and another reads has to be called back when it is written again: where there is
+        little to compute that takes longer than to copy the other threads' rows too. Where each thread reads
+        its own rows alone, no core has those of another.
+        """
+        readers = (i for i in self.instructions if any(slot in self.gathered for _, slot in i.arrays))
+        return self.work < _LITTLE_WORK and not all(i.by_rows(self.capacity) for i in readers)
+
+    def encode_apart(self, rows: int, distance: int) -> npt.NDArray[np.int64]:
+        """Return what `encode` does, with all that is gathered for a batch so many elements further on."""
+        code = self.encode(rows)
+        if distance:
+            code = code.copy()
+            places = {slot.offset for slot in self.gathered}
+            for line, instruction in zip(code, self.instructions, strict=True):
+                for column, operand in enumerate(instruction.operands, 2):
+                    if isinstance(operand, Slot) and operand.offset in places:
+                        line[column] += distance
+        return code
 
     def with_learning_rate(self, learning_rate: float) -> Routine:
         """Return the same routine with another learning rate in its updates."""
@@ -347,8 +384,7 @@ class Routine:
     def listing(self) -> str:
         """Return the instructions as a table: number, instruction, operands, MFLOP, KiB, note."""
         lines = [("#", "instruction", "operands", "MFLOP", "KiB", "note")]
-        gathered = [slot for slot in (self.input, self.target, self.weight) if slot is not None]
-        for slot in gathered:
+        for slot in self.gathered:
             kib = 2 * math.prod(slot.shape) * self.itemsize / 1024
             lines.append(("", "gather_rows", f"{slot} = data", "0", f"{kib:.1f}", "by the executor"))
         if self.input.name != "batch":

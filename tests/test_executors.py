@@ -86,6 +86,38 @@ def test_same_bits_of_layers_between_which_nobody_waits(name):
         assert run(module, net, x, n_threads, batch_size=32, optimizer=fastae.Adam(1e-3)) == first
 
 
+@pytest.mark.parametrize("width", [33, 700])
+@pytest.mark.parametrize("name", COMPILED)
+def test_same_bits_with_targets_and_weights_of_the_rows(name, width):
+    """In any order and with a tail, be there so little to compute that each thread gathers all, or more."""
+    net = Network([Dense(width, "relu"), Dropout(0.2)], [Dense(90)], 700)
+    module = load(name)
+    rng = np.random.default_rng(1)
+    x, target, weights = (rng.normal(size=(333, *shape)).astype("f4") for shape in ((700,), (90,), ()))
+    order = rng.integers(0, 333, 401)
+    results = []
+    for n_threads in (1, 2, 3, 8):
+        program = lower(
+            net,
+            batch_size=32,
+            loss="mse",
+            optimizer=fastae.Adam(1e-3),
+            dtype="float32",
+            padded=module.PADDED,
+            fused_update=module.FUSED_UPDATE,
+        )
+        routine = program.routine("train", own_target=True, weighted=True)
+        assert routine.gathered_by_each == (width == 33)
+        arena = program.new_arena()
+        program.write_weights(arena, net.initial_weights(0))
+        losses = np.full(13, np.nan)
+        executor = module.Executor(program, arena, n_threads)
+        executor.run(routine, x, target, order, weights=np.abs(weights), losses=losses)
+        assert np.isfinite(losses).all()
+        results.append((losses.tobytes(), *(w.tobytes() for w in program.read_weights(arena).values())))
+    assert all(found == results[0] for found in results[1:])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", COMPILED)
 def test_same_bits_where_the_padding_makes_a_small_weight_large(name, dtype):

@@ -399,9 +399,15 @@ def check_barriers(routine):
     for rows in {1, routine.capacity}:
         # the gathering of the batch and the counting of updates, the instructions, the copy of the output
         gathered = [s for s in (routine.input, routine.target, routine.weight) if s is not None]
+        assert routine.gathered == tuple(gathered)
         steps = [(True, [(slot, True) for slot in [COUNTER, *gathered]])]
         steps += [(by_rows(i, rows), [(s, a.written) for a, s in i.arrays]) for i in routine.instructions]
         steps.append((True, [] if routine.output is None else [(routine.output, False)]))
+        for _, touched in steps[1:]:  # nothing else lies there, of which a thread may have a copy
+            assert all(s in gathered and not w for s, w in touched if any(overlap(s, g) for g in gathered))
+        if routine.gathered_by_each:
+            steps[0] = (True, [(COUNTER, True)])
+            steps = [(rule, [(s, w) for s, w in touched if s not in gathered]) for rule, touched in steps]
         kinds = [routine.opens(rows), *routine.barriers(rows)]
         for j, (rows_j, later) in enumerate(steps):
             for i, (rows_i, earlier) in enumerate(steps[:j]):

@@ -50,6 +50,9 @@ cdef struct Job:
     int64_t* control
     bint trains
     Seat* seats
+    # Where each thread gathers the batch for itself: of each a job that says where, with the code that looks
+    # there. Else NULL.
+    Job** places
     # The first thread may go on alone, from batch `alone_from`: until the others are there, or as the tuner
     # says. They wait until they are recalled, for the next batch or because all is over.
     Tuner* tuner
@@ -60,10 +63,10 @@ cdef struct Job:
 
 
 cdef void fetch(Job* job, const char* source, Py_ssize_t columns, Py_ssize_t offset, Py_ssize_t start,
-                Py_ssize_t count, real* arena, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    """Rows `start` to `start + count` of the order, into the arena."""
+                Py_ssize_t first, Py_ssize_t end, real* arena) noexcept nogil:
+    """Rows `first` to `end` of the batch that begins with row `start` of the order, into the arena."""
     cdef Py_ssize_t i, row, step = ld(columns, job.pad)
-    for i in range(share(count, part, parts), share(count, part + 1, parts)):
+    for i in range(first, end):
         row = start + i if job.order == NULL else job.order[start + i]
         memcpy(arena + offset + i * step, <const real*>source + row * columns, columns * sizeof(real))
 
@@ -75,7 +78,8 @@ cdef inline bint must_meet(int64_t barrier, Py_ssize_t rows, Py_ssize_t parts) n
 
 cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """One thread's part of a run: every batch, every instruction, no Python and no allocation."""
-    cdef Py_ssize_t batch = 0, start, count, i, step, team = parts
+    cdef Py_ssize_t batch = 0, start, count, first, end, i, step, team = parts
+    cdef Job* own = job if job.places == NULL else job.places[part]
     cdef const int64_t* code
     cdef const int64_t* row
     cdef int64_t opens
@@ -107,15 +111,18 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
                 time_from_now(job.tuner)
         start = batch * job.batch
         count = min(job.batch, job.rows - start)
-        code, opens = job.code, job.opens
+        code, opens = own.code, own.opens
         if count < job.batch:
-            code, opens = job.tail_code, job.tail_opens
-        fetch(job, job.data, job.input_columns, job.input_offset, start, count, arena, part, team)
+            code, opens = own.tail_code, own.tail_opens
+        first, end = share(count, part, team), share(count, part + 1, team)
+        if job.places != NULL:
+            first, end = 0, count
+        fetch(job, job.data, job.input_columns, own.input_offset, start, first, end, arena)
         if job.target != NULL:
-            fetch(job, job.target, job.target_columns, job.target_offset, start, count, arena, part, team)
+            fetch(job, job.target, job.target_columns, own.target_offset, start, first, end, arena)
         if job.weights != NULL:
-            for i in range(share(count, part, team), share(count, part + 1, team)):
-                arena[job.weight_offset + i] = (<const real*>job.weights)[
+            for i in range(first, end):
+                arena[own.weight_offset + i] = (<const real*>job.weights)[
                     start + i if job.order == NULL else job.order[start + i]]
         if must_meet(opens, count, team):
             meet(job.seats, &round, part, team)
@@ -137,7 +144,7 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
             step = ld(job.output_columns, job.pad)
             for i in range(share(count, part, team), share(count, part + 1, team)):
                 memcpy(<real*>job.out + (start + i) * job.output_columns,
-                       arena + job.output_offset + i * step, job.output_columns * sizeof(real))
+                       arena + own.output_offset + i * step, job.output_columns * sizeof(real))
         if part == 0:  # what all have to know: whether to stop, and who does the next batch
             # in one of two places: who is late reads the other one's while this thread is a batch ahead
             job.control[3 + batch % 2] = job.control[0]
@@ -199,24 +206,27 @@ cdef class Prepared(Holder):
     cdef Job job
     cdef object routine  # that it was asked for: kept, for it is known by its id
 
-    def __cinit__(self, routine, Py_ssize_t batch, Py_ssize_t tail):
+    def __cinit__(self, routine, Py_ssize_t batch, Py_ssize_t tail, Py_ssize_t distance=0):
+        # what is gathered for a batch lies so many elements from where the routine says
         cdef Job* job = &self.job
-        code = routine.encode(batch)
+        code = routine.encode_apart(batch, distance)
         job.code = <const int64_t*>self.hold(code, "code", c"q", 0, False)
         job.tail_code = <const int64_t*>self.hold(
-            routine.encode(tail) if tail else None, "code", c"q", 0, False)
+            routine.encode_apart(tail, distance) if tail else None, "code", c"q", 0, False)
         job.opens = routine.opens(batch)
         if tail:
             job.tail_opens = routine.opens(tail)
         job.instructions, job.width = code.shape
         job.batch, job.check, job.trains = batch, routine.check, routine.trains
-        job.input_offset, job.input_columns = routine.input.offset, routine.input.columns
+        job.input_offset, job.input_columns = routine.input.offset + distance, routine.input.columns
         if routine.target is not None:
-            job.target_offset, job.target_columns = routine.target.offset, routine.target.columns
+            job.target_offset, job.target_columns = routine.target.offset + distance, routine.target.columns
         if routine.weight is not None:
-            job.weight_offset = routine.weight.offset
+            job.weight_offset = routine.weight.offset + distance
         if routine.output is not None:
             job.output_offset, job.output_columns = routine.output.offset, routine.output.columns
+            if routine.output in routine.gathered:
+                job.output_offset += distance
         if routine.loss is not None:
             job.loss_offset = routine.loss.offset
 
@@ -230,6 +240,7 @@ cdef struct Crew:
     Seat start  # 0 until it is decided whether all threads come
     Seat left   # how many that came in time touch nothing any more but this crew
     Member* members
+    Job** places  # room for those of the job
     uint32_t users
     int64_t own_control[8]
 
@@ -272,19 +283,29 @@ cdef class Run(Holder):
     def __cinit__(self, Prepared prepared, Py_ssize_t parts, bint single):
         cdef Py_ssize_t line = sizeof(Seat)
         # not Python's memory: a thread that leaves last gives it back
-        self.crew = <Crew*>calloc(1, sizeof(Crew) + parts * sizeof(Member) + (parts + 1) * line)
+        self.crew = <Crew*>calloc(
+            1, sizeof(Crew) + parts * (sizeof(Member) + sizeof(Job*)) + (parts + 1) * line)
         if self.crew == NULL:
             raise MemoryError
         self.prepared = (prepared,)
         self.crew.job = prepared.job
         self.crew.parts, self.crew.single, self.crew.users = parts, single, 1
         self.crew.members = <Member*>(self.crew + 1)
-        self.crew.job.seats = <Seat*>((<uintptr_t>(self.crew.members + parts) + line - 1) // line * line)
+        self.crew.places = <Job**>(self.crew.members + parts)
+        self.crew.job.seats = <Seat*>((<uintptr_t>(self.crew.places + parts) + line - 1) // line * line)
         self.crew.job.alone_from = -1
 
     def __dealloc__(self):
         if self.crew != NULL:
             dismiss(self.crew)
+
+    cdef void place(self, tuple prepared):
+        """Let each thread gather every batch where its job says."""
+        cdef Py_ssize_t part
+        self.prepared = prepared
+        self.crew.job.places = self.crew.places
+        for part in range(self.crew.parts):
+            self.crew.places[part] = &(<Prepared>prepared[part]).job
 
     cdef int divide(self, tuple prepared) except -1:
         """Give each thread whole batches of its own, which it computes where its job says."""
@@ -407,7 +428,7 @@ cdef class Executor:
             tuner = &self.tuners[routine.trains]
             if alone(tuner, batches):
                 parts = 1
-        cdef Run run = Run(self._prepared(routine, tail, 0), parts, self.single)
+        cdef Run run = Run(self._prepared(routine, tail, 0, apart), parts, self.single)
         cdef Job* job = &run.crew.job
         cdef char kind = c"f" if self.single else c"d"
         job.rows = rows
@@ -428,18 +449,23 @@ cdef class Executor:
             if tuner != NULL and not tuner.team or batches >= MANY_BATCHES and routine.work < SHORT_BATCH:
                 job.alone_from = 0
         job.pad = self.pad
-        if apart and parts > 1:
-            run.divide(tuple([self._prepared(routine, tail, part) for part in range(parts)]))
+        if parts > 1 and (apart or routine.gathered_by_each):
+            prepared = tuple([self._prepared(routine, tail, part, apart) for part in range(parts)])
+            if apart:
+                run.divide(prepared)
+            else:
+                run.place(prepared)
         run.begin()
 
-    cdef Prepared _prepared(self, routine, Py_ssize_t tail, Py_ssize_t part):
+    cdef Prepared _prepared(self, routine, Py_ssize_t tail, Py_ssize_t part, bint apart):
         """What runs of a routine have in common whose last batch has `tail` rows, 0 for a whole one.
 
-        Part 0 computes in the arena. Another one reads there what lasts and has a room for all else.
+        Part 0 computes in the arena. Another has a room: for batches of its own where they compute `apart`,
+        with what lasts in the arena; else for its copy of each batch.
         """
         cdef Prepared found
         cdef uintptr_t arena = <uintptr_t>self.base, room = arena, base
-        key = (id(routine), tail, part)
+        key = (id(routine), tail, part, apart and part > 0)
         found = self.routines.get(key)
         if found is None:
             if len(self.routines) >= 64:  # schedules bring a new routine for each rate
@@ -448,12 +474,15 @@ cdef class Executor:
                 if part not in self.rooms:
                     self.rooms[part] = self.program.new_arena()
                 room = self.rooms[part].ctypes.data
-            base = min(arena, room)  # offsets are not negative
             itemsize = 64 // self.pad
-            moved = routine if part == 0 else self.program.moved(
-                routine, (arena - base) // itemsize, (room - base) // itemsize)
-            found = Prepared(moved, self.batch, tail)
+            if apart and part > 0:
+                base = min(arena, room)
+                moved = self.program.moved(routine, (arena - base) // itemsize, (room - base) // itemsize)
+                found = Prepared(moved, self.batch, tail)
+                found.job.arena = <void*>base
+            else:
+                found = Prepared(routine, self.batch, tail, (<Py_ssize_t>(room - arena)) // itemsize)
+                found.job.arena = <void*>arena
             found.routine = routine
-            found.job.arena = <void*>base
             self.routines[key] = found
         return found

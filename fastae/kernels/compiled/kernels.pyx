@@ -809,7 +809,7 @@ cdef inline double as_double(int64_t bits) noexcept nogil:
 
 cdef inline void* at(void* arena, int64_t offset, Py_ssize_t itemsize) noexcept nogil:
     """Address of an operand; by integers, for the arena of a direct call is address 0."""
-    return NULL if offset < 0 else <void*>(<uintptr_t>arena + <uintptr_t>(offset * itemsize))
+    return NULL if offset == -1 else <void*>(<uintptr_t>arena + <uintptr_t>(offset * itemsize))
 
 
 include "instructions.pxi"
