@@ -20,8 +20,9 @@ def meetings(routine: Routine, rows: int) -> list[int]:
     ----------
     routine : Routine
         Its threads share every instruction. They copy the batch in by rows, or each of them all of it to a
-        place of its own, and the output out by rows. They meet when the batch is done; then the first one
-        counts the update, while others may be at the next batch.
+        place of its own (those of `numba` never do, and meet when it is there), and the output out by rows.
+        They meet when the batch is done; then the first one counts the update, while others may be at the
+        next batch.
     rows : int
         Of the batch, at least 1.
 

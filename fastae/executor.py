@@ -105,8 +105,8 @@ def check_run(
     Raises
     ------
     ValueError
-        When an array has another width than its slot or another length than it must have, when a target is
-        missing or one too many, or when a row of the order is not in the data.
+        When an array has another width than its slot or another length than it must have, when a target or
+        weights are missing or too many, or when a row of the order is not in the data.
     """
     n = len(data)
     rows = n if order is None else len(order)
@@ -122,6 +122,8 @@ def check_run(
         _read("weights", routine, routine.weight)
         if weights.shape != (n,):
             _refuse_shape("weights", weights, (n,))
+    elif routine.weight is not None:
+        raise ValueError(f"weights: expected an array, which this {routine.name} reads; given None")
     slot = routine.output
     if out is not None and slot is not None and out.shape != (rows, slot.columns):
         _refuse_shape("out", out, (rows, slot.columns))

@@ -52,8 +52,9 @@ ALIGNMENT = 64
 #: The arena begins with this many bytes read as int64.
 HEADER_BYTES = 64
 
-#: FLOPs of a batch below which each thread gathers it whole; AutoEncNet has 4e6, a deep network 1e8.
-_LITTLE_WORK = 2e7
+#: FLOPs of a batch, and bytes of what is gathered for it, below which each thread gathers it whole.
+#: AutoEncNet has 4e6 FLOPs, a deep network 1e8; a core's own cache has 5e5 bytes or more.
+_LITTLE_WORK, _SMALL_BATCH = 2e7, 1 << 18
 
 #: Place of each kernel in the table.
 _NUMBERS = {name: number for number, name in enumerate(KERNELS)}
@@ -334,14 +335,18 @@ class Routine:
 
     @cached_property
     def gathered_by_each(self) -> bool:
-        """Whether each thread of a team gathers the whole batch for itself, to where no other writes.
+        """Whether each thread of `cython` gathers the whole batch for itself, where no other writes.
 
         What one core writes and another reads has to be called back when it is written again: where there is
         little to compute that takes longer than to copy the other threads' rows too. Where each thread reads
         its own rows alone, no core has those of another.
         """
         readers = (i for i in self.instructions if any(slot in self.gathered for _, slot in i.arrays))
-        return self.work < _LITTLE_WORK and not all(i.by_rows(self.capacity) for i in readers)
+        return (
+            self.work < _LITTLE_WORK
+            and sum(slot.size for slot in self.gathered) * self.itemsize < _SMALL_BATCH
+            and not all(i.by_rows(self.capacity) for i in readers)
+        )
 
     def encode_apart(self, rows: int, distance: int) -> npt.NDArray[np.int64]:
         """Return what `encode` does, with all that is gathered for a batch so many elements further on."""
@@ -587,8 +592,8 @@ class Program:
         routines = {name: losing.get((name, False, False), r) for name, r in self.routines.items()}
         return replace(self, optimizer=optimizer, losing=losing, routines=routines)
 
-    def moved(self, routine: Routine, lasting: int, rest: int) -> Routine:
-        """Return a routine that infers with its parameters and all else so many elements further on.
+    def moved(self, routine: Routine, distance: int) -> Routine:
+        """Return a routine that infers with all but its parameters so many elements further on.
 
         So several threads can run it at once, with the same parameters, each on rows of its own.
         """
@@ -596,7 +601,7 @@ class Program:
 
         def place(slot: Slot) -> Slot:
             lasts = slot.index or any(start <= slot.offset < end for start, end in places)
-            return replace(slot, offset=slot.offset + (lasting if lasts else rest))
+            return slot if lasts else replace(slot, offset=slot.offset + distance)
 
         assert routine.target is routine.weight is routine.loss is None
         assert routine.output is not None

@@ -83,7 +83,7 @@ def require() -> Callable[[str], ModuleType]:
 
 @pytest.fixture(scope="session")
 def slowdown() -> Callable[[Callable[[], object], Callable[[], object]], float]:
-    """How many times longer one call of about a millisecond takes than another: the median over turns.
+    """How many times longer one call of a few milliseconds takes than another: the median over turns.
 
     A machine changes its pace within seconds, so what is compared is what ran side by side.
     """

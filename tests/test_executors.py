@@ -18,7 +18,7 @@ from fastae.kernels.table import ACTIVATIONS, KERNELS, Array
 from fastae.layers import Activation, BatchNorm, Dense, Dropout, Parallel, Subsample
 from fastae.lowering import lower
 from fastae.network import Network
-from fastae.program import WIDTH, row_stride
+from fastae.program import WIDTH, Program, row_stride
 
 COMPILED = ["numba", "cython"]
 
@@ -51,9 +51,19 @@ def run(module, net, x, n_threads, *, batch_size, optimizer, poison=False):
     program.write_weights(arena, net.initial_weights(0))
     executor = module.Executor(program, arena, n_threads)
     losses = np.full(-(-len(x) // batch_size), np.nan)
-    executor.run(program.routine("train"), x, None, None, losses=losses)
     out = np.full((len(x), net.output_shape[0]), np.nan, dtype)
-    executor.run(program.routine("reconstruct"), x, None, None, out=out)
+    new_arena = Program.new_arena
+
+    def poisoned(self):
+        found = new_arena(self)
+        found[:] = np.nan
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        if poison:  # what other threads have for themselves, too
+            patch.setattr(Program, "new_arena", poisoned)
+        executor.run(program.routine("train"), x, None, None, losses=losses)
+        executor.run(program.routine("reconstruct"), x, None, None, out=out)
     assert np.isfinite(losses).all()
     assert np.isfinite(out).all()
     weights = program.read_weights(arena)
@@ -94,7 +104,7 @@ def test_same_bits_with_targets_and_weights_of_the_rows(name, width):
     module = load(name)
     rng = np.random.default_rng(1)
     x, target, weights = (rng.normal(size=(333, *shape)).astype("f4") for shape in ((700,), (90,), ()))
-    order = rng.integers(0, 333, 401)
+    order = rng.integers(0, 333, 32 * 50 + 9)  # so many that the first thread begins alone
     results = []
     for n_threads in (1, 2, 3, 8):
         program = lower(
@@ -110,7 +120,7 @@ def test_same_bits_with_targets_and_weights_of_the_rows(name, width):
         assert routine.gathered_by_each == (width == 33)
         arena = program.new_arena()
         program.write_weights(arena, net.initial_weights(0))
-        losses = np.full(13, np.nan)
+        losses = np.full(51, np.nan)
         executor = module.Executor(program, arena, n_threads)
         executor.run(routine, x, target, order, weights=np.abs(weights), losses=losses)
         assert np.isfinite(losses).all()
@@ -494,6 +504,7 @@ def test_an_executor_refuses_what_would_reach_out_of_bounds(backend):
         ("target: expected an array", (own, x, None, None)),
         ("target: expected shape", (own, x, x[:3], None)),
         ("target: expected None", (autoencoding, x, x, None)),
+        ("weights: expected an array", (program.routine("train", weighted=True), x, None, None)),
         ("order: expected rows from 0 to 5", (autoencoding, x, None, np.array([0, 6]))),
         ("order: expected rows from 0 to 5", (autoencoding, x, None, np.array([0, -1]))),
     ):

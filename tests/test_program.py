@@ -395,11 +395,21 @@ def check_barriers(routine):
     """What a thread may not touch while another works on it lies behind a barrier, for any number of rows.
 
     A barrier of kind 2 is none for those who share work out by rows: then each thread keeps to its rows.
+    These networks are small, so that threads gather for themselves; it is looked at as if not, too.
     """
+    check_meetings(routine)
+    if routine.gathered_by_each:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fastae.program._LITTLE_WORK", 0)
+            sharing = dataclasses.replace(routine)  # knows nothing yet
+            assert not sharing.gathered_by_each
+            check_meetings(sharing)
+
+
+def check_meetings(routine):
     for rows in {1, routine.capacity}:
         # the gathering of the batch and the counting of updates, the instructions, the copy of the output
         gathered = [s for s in (routine.input, routine.target, routine.weight) if s is not None]
-        assert routine.gathered == tuple(gathered)
         steps = [(True, [(slot, True) for slot in [COUNTER, *gathered]])]
         steps += [(by_rows(i, rows), [(s, a.written) for a, s in i.arrays]) for i in routine.instructions]
         steps.append((True, [] if routine.output is None else [(routine.output, False)]))
@@ -1204,6 +1214,22 @@ def test_operands_are_encoded_as_the_table_says():
     assert sgd[6] == slots["scratch"].offset
     assert sgd[9:12].tolist() == [7, 75, 225]
     assert code[:, 1].tolist() == routine.barriers(7)
+
+
+def test_each_thread_finds_what_it_has_gathered_for_itself():
+    """All else is where it was, for a whole batch and a tail."""
+    program = lowered(models.autoencnet(30, 10), batch_size=5, padded=True)
+    routine = program.routine("train", own_target=True, weighted=True)
+    assert routine.gathered == tuple(program.slots[n] for n in ("batch", "target", "sample_weight"))
+    for rows in (3, 5):
+        moved = np.zeros((len(routine.instructions), WIDTH), np.int64)
+        for line, instruction in zip(moved, routine.instructions, strict=True):
+            for column, operand in enumerate(instruction.operands, 2):
+                if getattr(operand, "name", "") in ("batch", "target", "sample_weight"):
+                    line[column] = -4096
+        assert np.count_nonzero(moved) == 5  # two read the batch forward, one backward; the loss the others
+        assert np.array_equal(routine.encode_apart(rows, -4096) - routine.encode(rows), moved)
+        assert np.array_equal(routine.encode_apart(rows, 0), routine.encode(rows))
 
 
 def test_codes_are_kept_and_rows_checked():

@@ -64,7 +64,7 @@ cdef struct Job:
 
 cdef void fetch(Job* job, const char* source, Py_ssize_t columns, Py_ssize_t offset, Py_ssize_t start,
                 Py_ssize_t first, Py_ssize_t end, real* arena) noexcept nogil:
-    """Rows `first` to `end` of the batch that begins with row `start` of the order, into the arena."""
+    """Rows `first` to `end` of the batch that begins with row `start` of the order, to `arena + offset`."""
     cdef Py_ssize_t i, row, step = ld(columns, job.pad)
     for i in range(first, end):
         row = start + i if job.order == NULL else job.order[start + i]
@@ -206,7 +206,7 @@ cdef class Prepared(Holder):
     cdef Job job
     cdef object routine  # that it was asked for: kept, for it is known by its id
 
-    def __cinit__(self, routine, Py_ssize_t batch, Py_ssize_t tail, Py_ssize_t distance=0):
+    def __cinit__(self, routine, Py_ssize_t batch, Py_ssize_t tail, Py_ssize_t distance):
         # what is gathered for a batch lies so many elements from where the routine says
         cdef Job* job = &self.job
         code = routine.encode_apart(batch, distance)
@@ -325,7 +325,7 @@ cdef class Run(Holder):
             job.rows = min(share(batches, part + 1, crew.parts) * batch, crew.job.rows) - first
             job.data += first * job.input_columns * itemsize
             job.out += first * job.output_columns * itemsize
-            job.arena, job.code, job.tail_code = own.arena, own.code, own.tail_code
+            job.code, job.tail_code = own.code, own.tail_code
             job.input_offset, job.output_offset = own.input_offset, own.output_offset
             job.control = <int64_t*>(crew.shares + crew.parts) + 8 * part
         return 0
@@ -402,7 +402,7 @@ cdef class Executor:
         self.base = self.holder.hold(
             arena, "arena", c"f" if self.single else c"d", program.arena_size, True)
         self.routines = {}
-        self.rooms = {}  # where a thread other than the first computes batches of its own
+        self.rooms = {}  # where a thread other than the first has batches of its own, or copies of them
         for i in range(2):
             self.tuners[i] = new_tuner()
 
@@ -428,7 +428,10 @@ cdef class Executor:
             tuner = &self.tuners[routine.trains]
             if alone(tuner, batches):
                 parts = 1
-        cdef Run run = Run(self._prepared(routine, tail, 0, apart), parts, self.single)
+        # threads that gather for themselves have code of their own, as those that compute apart
+        cdef bint several = parts > 1 and (apart or routine.gathered_by_each)
+        cdef tuple prepared = self._prepared(routine, tail, parts if several else 1, apart)
+        cdef Run run = Run(prepared[0], parts, self.single)
         cdef Job* job = &run.crew.job
         cdef char kind = c"f" if self.single else c"d"
         job.rows = rows
@@ -449,40 +452,40 @@ cdef class Executor:
             if tuner != NULL and not tuner.team or batches >= MANY_BATCHES and routine.work < SHORT_BATCH:
                 job.alone_from = 0
         job.pad = self.pad
-        if parts > 1 and (apart or routine.gathered_by_each):
-            prepared = tuple([self._prepared(routine, tail, part, apart) for part in range(parts)])
-            if apart:
-                run.divide(prepared)
-            else:
-                run.place(prepared)
+        if several and apart:
+            run.divide(prepared)
+        elif several:
+            run.place(prepared)
         run.begin()
 
-    cdef Prepared _prepared(self, routine, Py_ssize_t tail, Py_ssize_t part, bint apart):
-        """What runs of a routine have in common whose last batch has `tail` rows, 0 for a whole one.
+    cdef tuple _prepared(self, routine, Py_ssize_t tail, Py_ssize_t parts, bint apart):
+        """What runs of a routine have in common whose last batch has `tail` rows, 0 for a whole one: for each
+            part what it has of its own.
 
         Part 0 computes in the arena. Another has a room: for batches of its own where they compute `apart`,
         with what lasts in the arena; else for its copy of each batch.
         """
-        cdef Prepared found
-        cdef uintptr_t arena = <uintptr_t>self.base, room = arena, base
-        key = (id(routine), tail, part, apart and part > 0)
+        cdef Prepared made
+        cdef Py_ssize_t part, distance  # from the arena to the room, in elements
+        key = (id(routine), tail, parts, apart)
         found = self.routines.get(key)
         if found is None:
             if len(self.routines) >= 64:  # schedules bring a new routine for each rate
                 self.routines.clear()
-            if part > 0:
-                if part not in self.rooms:
-                    self.rooms[part] = self.program.new_arena()
-                room = self.rooms[part].ctypes.data
-            itemsize = 64 // self.pad
-            if apart and part > 0:
-                base = min(arena, room)
-                moved = self.program.moved(routine, (arena - base) // itemsize, (room - base) // itemsize)
-                found = Prepared(moved, self.batch, tail)
-                found.job.arena = <void*>base
-            else:
-                found = Prepared(routine, self.batch, tail, (<Py_ssize_t>(room - arena)) // itemsize)
-                found.job.arena = <void*>arena
-            found.routine = routine
-            self.routines[key] = found
+            found = []
+            for part in range(parts):
+                distance = 0
+                if part > 0:
+                    if part not in self.rooms:
+                        self.rooms[part] = self.program.new_arena()
+                    distance = <Py_ssize_t>(<uintptr_t>self.rooms[part].ctypes.data - <uintptr_t>self.base)
+                    distance //= 64 // self.pad
+                if apart and part > 0:
+                    made = Prepared(self.program.moved(routine, distance), self.batch, tail, 0)
+                else:
+                    made = Prepared(routine, self.batch, tail, distance)
+                made.job.arena = self.base
+                made.routine = routine
+                found.append(made)
+            found = self.routines[key] = tuple(found)
         return found

@@ -99,10 +99,10 @@ ctypedef fused real:
 cdef enum:
     NEAR = 1 << 16  # bytes of a weight that is in a near cache and need not be asked for
 
-cdef enum:  # when products are shared out by rows: see by_rows
-    SMALL_WEIGHT = 1 << 15  # as in the table
+cdef enum:  # when products are shared out by rows
+    SMALL_WEIGHT = 1 << 15  # see by_rows; as in the table
     ROWS_A_THREAD = 4
-    ROWS_OF_WEIGHT_A_THREAD = 16  # when updates and gradients of weights are
+    ROWS_OF_WEIGHT_A_THREAD = 16  # of gradients and updates of weights
 
 
 # -- sizes and shares ----------------------------------------------------------------------------
