@@ -6,12 +6,13 @@
                                [--out FOLDER] [--readme FILE]
 
 Every library has a process of its own for each number of threads (Keras one more on PyTorch, its faster
-backend for images); they take turns, the others resting meanwhile. All begin from the same weights and see
-the same float32 batches, and nothing is timed before losses and reconstructions agree with those of a
-float64 reference. On several threads fastae chooses how many of them to take, as it does where nobody says.
-A turn is as many updates as take 100 ms, in epochs of 50 where those are more, which JAX's scan and Keras's
-fit always do at once: after its rest a library finds its caches cold, and its threads asleep, and it is no
-matter of its speed for how many updates that counts. A step's time is the median over the turns.
+backend for images); they take turns, in another order each round, the others resting meanwhile. All begin
+from the same weights and see the same float32 batches, and nothing is timed before losses and
+reconstructions agree with those of a float64 reference. On several threads fastae chooses how many of them
+to take, as it does where nobody says. A turn is as many updates as take 100 ms, in epochs of 50 where those
+are more, which JAX's scan and Keras's fit always do at once: after its rest a library finds its caches cold,
+and its threads asleep, and it is no matter of its speed for how many updates that counts. A step's time is
+the median over the turns.
 
 The limits of the machine are measured in the same run by a small compiled probe. FLOPs and bytes are those
 of the network as published, nothing fused, for every contender; what saves FLOPs may pass the limit. What a
@@ -32,6 +33,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from random import Random
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -217,12 +219,18 @@ def interleave(
     seconds: float,
     rounds: int = LEAST_ROUNDS,
 ) -> dict[Key, list[float]]:
-    """Let every contender have its turn again and again, so many times at least; seconds of a unit."""
+    """Let every contender have its turn again and again, so many times at least; seconds of a unit.
+
+    Each round has another order: what a turn leaves behind, threads that still spin and a processor that has
+    slept or has not, falls to nobody in particular.
+    """
     times: dict[Key, list[float]] = {key: [] for key in turns}
+    order, shuffle = list(turns.items()), Random(11).shuffle
     begin, done = perf_counter(), 0
     while turns and (done < rounds or perf_counter() - begin < seconds):
         done += 1
-        for key, turn in turns.items():
+        shuffle(order)
+        for key, turn in order:
             times[key].append(turn(units[key]) / units[key])
     return times
 
