@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastae import datasets, models
+from fastae.backend import layout
 from fastae.layers import (
     BatchNorm,
     Conv2D,
@@ -98,8 +99,7 @@ class Problem:
             loss=self.recipe.loss,
             optimizer=self.recipe.optimizer,
             dtype=dtype,
-            padded=module.PADDED,
-            fused_update=module.FUSED_UPDATE,
+            **layout(module),
         )
 
     def cost(self, dtype: str, *, rows: int = 0, updates: int = 0) -> dict[str, float]:

@@ -28,7 +28,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import FunctionType, MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypedDict
 
 from fastae.executor import processors_present
 from fastae.kernels.table import KERNELS, Kernel
@@ -46,6 +46,7 @@ __all__ = [
     "get_backend",
     "is_known",
     "known",
+    "layout",
     "load",
     "register_backend",
     "resolve",
@@ -380,6 +381,8 @@ def register_backend(name: str, module: ModuleType) -> Backend:
 
             class Executor(fastae.executor.PythonExecutor):
                 kernels = sys.modules[__name__]
+    ``SHARDS``, optional
+        Whether the executor runs padded Programs in shards (`fastae.sharding`), a bool; False if not there.
     ``BORROWS``, optional
         Names of fastae's backends whose kernels this one calls, as ``("numpy",)`` for one that measures
         them. What is not named there is refused, so that a figure is of what it says.
@@ -523,7 +526,7 @@ def check(name: str, module: ModuleType) -> Backend:
     TypeError
         If a kernel takes other arguments than its row has; all such are listed.
     ValueError
-        If PADDED, FUSED_UPDATE, Executor or BORROWS is not what it must be.
+        If PADDED, FUSED_UPDATE, SHARDS, Executor or BORROWS is not what it must be.
     RuntimeError
         If a kernel is borrowed from elsewhere.
     """
@@ -546,6 +549,23 @@ def check(name: str, module: ModuleType) -> Backend:
     if borrowed:
         raise RuntimeError(f"backend {name!r} borrows kernels: {', '.join(dict.fromkeys(borrowed))}")
     return Backend(name, module, MappingProxyType(kernels), _preparation(module))
+
+
+class Layout(TypedDict):
+    """How a Program is laid out for a backend: arguments of `fastae.lowering.lower`."""
+
+    padded: bool
+    fused_update: bool
+    shards: bool
+
+
+def layout(module: ModuleType) -> Layout:
+    """Say how a Program is laid out for a backend."""
+    return {
+        "padded": module.PADDED,
+        "fused_update": module.FUSED_UPDATE,
+        "shards": getattr(module, "SHARDS", False),
+    }
 
 
 def _innermost(kernel: object) -> object:
@@ -626,8 +646,12 @@ def _check_beside(name: str, module: ModuleType) -> None:
     """Refuse what would fail in the middle of a training."""
     from fastae.executor import PythonExecutor
 
-    for flag in ("PADDED", "FUSED_UPDATE"):
-        if type(value := getattr(module, flag)) is not bool:
+    for flag, value in (
+        ("PADDED", module.PADDED),
+        ("FUSED_UPDATE", module.FUSED_UPDATE),
+        ("SHARDS", getattr(module, "SHARDS", False)),
+    ):
+        if type(value) is not bool:
             raise ValueError(f"backend {name!r}: {flag}: expected True or False, given {value!r}")
     for attribute in ("prepare", "describe", "Executor"):
         if not callable(value := getattr(module, attribute)):

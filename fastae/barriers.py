@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 __all__ = ["meetings"]
 
-#: Whether a step is shared out by rows, and what it touches, each with whether it is written.
-Step = tuple[bool, list[tuple["Slot", bool]]]
+#: The shard whose thread alone does a step, else whether it is shared out by rows; what it touches, each with
+#: whether it is written.
+Step = tuple[int | None, bool, list[tuple["Slot", bool]]]
 
 
 def meetings(routine: Routine, rows: int) -> list[int]:
@@ -19,10 +20,10 @@ def meetings(routine: Routine, rows: int) -> list[int]:
     Parameters
     ----------
     routine : Routine
-        Its threads share every instruction. They copy the batch in by rows, or each of them all of it to a
-        place of its own (those of `numba` never do, and meet when it is there), and the output out by rows.
-        They meet when the batch is done; then the first one counts the update, while others may be at the
-        next batch.
+        Its threads share every instruction that no shard has for itself. They copy the batch in by rows, or
+        each of them all of it to a place of its own (those of `numba` never do, and meet when it is there),
+        or the columns of its shard; and the output out by rows. They meet when the batch is done; then the
+        first one counts the update, while others may be at the next batch.
     rows : int
         Of the batch, at least 1.
 
@@ -34,40 +35,48 @@ def meetings(routine: Routine, rows: int) -> list[int]:
     """
     from fastae.program import COUNTER
 
-    shared = () if routine.gathered_by_each else routine.gathered
     own = routine.gathered if routine.gathered_by_each else ()
-    steps: list[Step] = [(True, [(slot, True) for slot in (COUNTER, *shared)])]
+    gathered = [slot for slot in routine.gathered if slot not in own]
+    steps: list[Step] = [(None, True, [(slot, True) for slot in (COUNTER, *gathered) if not slot.shards])]
     steps += [
-        (i.by_rows(rows), [(slot, array.written) for array, slot in i.arrays if slot not in own])
+        (shard, False, [(slot.shards[shard], True) for slot in gathered if slot.shards])
+        for shard in range(routine.shards)
+    ]
+    gathering = len(steps) - 1  # they begin at once
+    steps += [
+        (i.shard, i.by_rows(rows), [(slot, array.written) for array, slot in i.arrays if slot not in own])
         for i in routine.instructions
     ]
     result = routine.output
-    steps.append((True, [(result, False)] if result is not None and result not in own else []))
+    steps.append((None, True, [(result, False)] if result is not None and result not in own else []))
 
     barriers = [0] * len(steps)
     certain = last = 0  # the first step since they met, for certain or at all
     for j, step in enumerate(steps):
         kinds = {_between(steps[i], step) for i in range(certain, j)}
-        # thread 0 reads the loss after `check` instructions
-        if 1 in kinds or (routine.check and j == routine.check + 1):
+        # thread 0 reads the loss after `check` instructions, those of shards each their copy
+        shown = bool(routine.check) and not routine.losses and j == gathering + routine.check + 1
+        if 1 in kinds or shown:
             barriers[j - 1] = 1
             certain = last = j
         elif 2 in kinds and any(_between(steps[i], step) for i in range(last, j)):
             barriers[j - 1] = 2
             last = j
-    return barriers[:-1]
+    return barriers[gathering:-1]
 
 
 def _between(one: Step, other: Step) -> int:
     """The barrier that two steps need between them, as `meetings` says it."""
     found = 0
-    for a, a_written in one[1]:
-        for b, b_written in other[1]:
+    if one[0] is not None and one[0] == other[0]:
+        return 0
+    for a, a_written in one[2]:
+        for b, b_written in other[2]:
             apart = b.offset >= a.offset + a.size or a.offset >= b.offset + b.size
             if apart or not (a_written or b_written):
                 continue
             same = a.batched and b.batched and a.offset == b.offset and a.lanes == b.lanes == 1
-            if not (one[0] and other[0] and same):
+            if not (one[1] and other[1] and same and one[0] is other[0] is None):
                 return 1
             found = 2
     return found

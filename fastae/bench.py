@@ -116,8 +116,7 @@ class Problem:
             loss=resolve(self.recipe.loss),
             optimizer=self.recipe.optimizer,
             dtype=dtype,
-            padded=module.PADDED,
-            fused_update=module.FUSED_UPDATE,
+            **backends.layout(module),
         )
         least = program.needs_rows
         if rows < least:

@@ -28,7 +28,7 @@ from typing import Any, Final, TextIO
 import numpy as np
 
 from fastae import backend, historical, models
-from fastae.backend import Backend
+from fastae.backend import Backend, layout
 from fastae.cli import CommandError
 from fastae.cli.common import Text, progress
 from fastae.datasets import autoencnet_data, digits_canvas
@@ -220,8 +220,7 @@ def train(
         loss=recipe.loss,
         optimizer=recipe.optimizer,
         dtype="float64",
-        padded=module.PADDED,
-        fused_update=module.FUSED_UPDATE,
+        **layout(module),
     )
     arena = program.new_arena()
     executor = module.Executor(program, arena, 1)

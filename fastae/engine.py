@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae import losses, optimizers
-from fastae.backend import Backend
+from fastae.backend import Backend, layout
 from fastae.checks import all_finite
 from fastae.layers import GaussianNoise, MaskingNoise
 from fastae.lowering import lower
@@ -68,8 +68,7 @@ class Engine:
             loss=loss,
             optimizer=optimizer,
             dtype=dtype,
-            padded=module.PADDED,
-            fused_update=module.FUSED_UPDATE,
+            **layout(module),
             noise=noise,
         )
         self.arena = self.program.new_arena()
@@ -122,12 +121,12 @@ class Engine:
         """Take all that lasts from a snapshot; errors as `Program.write_weights`, nothing written then."""
         self.program.write_weights(self.arena, snapshot.weights)
         for name, slot in self.program.state_slots.items():
-            self.program.view(self.arena, slot)[...] = snapshot.moments.get(name, 0)
+            self.program.write(self.arena, slot, snapshot.moments.get(name, 0))
         self.header[:2] = snapshot.updates, snapshot.seed
 
     def carry_over(self, other: Engine) -> None:
         """Take all that lasts from another engine of the same network, whatever its layout."""
         mine, theirs = self.program, other.program
         for name in (*(slot.name for slot in mine.parameters), *mine.state_slots):
-            mine.view(self.arena, name)[...] = theirs.view(other.arena, name)
+            mine.write(self.arena, name, theirs.view(other.arena, name))
         self.header[:] = other.header

@@ -57,6 +57,7 @@ from fastae.layers import (
 )
 from fastae.network import Network, Placed
 from fastae.program import ALIGNMENT, HEADER_BYTES, STEP, Instruction, Program, Routine, Slot, row_stride
+from fastae.sharding import sharded
 
 __all__ = ["build", "lower"]
 
@@ -585,6 +586,7 @@ def lower(
     padded: bool = False,
     fused_update: bool = False,
     noise: GaussianNoise | MaskingNoise | None = None,
+    shards: bool = False,
 ) -> Program:
     """Turn a network into a Program.
 
@@ -608,6 +610,8 @@ def lower(
     noise : GaussianNoise or MaskingNoise, optional
         In training the network reads the batch with this noise, drawn anew for each batch; the loss
         compares its output with the batch as it is, or with the target.
+    shards : bool
+        Put a padded Program into shards, one for each of two threads, where that pays: `fastae.sharding`.
 
     Returns
     -------
@@ -640,4 +644,5 @@ def lower(
         fused_update,
         noise,
     )
-    return lowering.run()
+    program = lowering.run()
+    return sharded(program) if shards and padded else program

@@ -39,9 +39,9 @@ ROUTINES: Final = ("encode", "decode", "reconstruct", "train", "evaluate")
 
 # As compiled/plan.h has it.
 _MAGIC = b"fastaeP\n"
-_FORMAT = 1
+_FORMAT = 2
 _KINDS = (*((name, False) for name in ROUTINES), ("train", True), ("evaluate", True))
-_FIRST_ROUTINE, _ROUTINE_WORDS, _INSTRUCTION_WORDS = 16, 12, 40
+_FIRST_ROUTINE, _ROUTINE_WORDS = 16, 20
 _WORDS = _FIRST_ROUTINE + len(_KINDS) * _ROUTINE_WORDS
 _SUM, _SEGMENTS, _SEGMENTS_AT, _TEXT_BYTES, _TEXT_AT = 3, 12, 13, 14, 15
 
@@ -126,13 +126,15 @@ def _encode(program: Program, arena: npt.NDArray[Any], names: tuple[str, ...]) -
     chosen = _chosen(program, names)
     trains = "train" in names
     header = Slot("header", 0, (HEADER_BYTES // itemsize,), 1)
-    lasting = [header, *program.parameters, *(program.states.values() if trains else ())]
+    lasting = [header, *(piece for p in program.parameters for piece in p.pieces)]
+    lasting += program.states.values() if trains else ()
     used = [
         slot for r in chosen.values() for slot in (r.input, r.target, r.output, r.loss) if slot is not None
     ]
     used += [slot for r in chosen.values() for i in r.instructions for _, slot in i.arrays if not slot.index]
+    pieces = [piece for slot in [*lasting, *used] for piece in slot.pieces]
     line = 64 // itemsize
-    arena_size = max(-(-(slot.offset + slot.size) // line) * line for slot in [*lasting, *used])
+    arena_size = max(-(-(piece.offset + piece.size) // line) * line for piece in pieces)
 
     words = np.zeros(_WORDS, np.int64)
     words[0] = struct.unpack("=q", _MAGIC)[0]
@@ -149,15 +151,15 @@ def _encode(program: Program, arena: npt.NDArray[Any], names: tuple[str, ...]) -
     for kind, routine in chosen.items():
         code = _code(routine)
         first = _FIRST_ROUTINE + kind * _ROUTINE_WORDS
-        words[first : first + 11] = (
+        words[first : first + _ROUTINE_WORDS] = (
             len(code),
             at,
-            *_place(routine.input),
-            *_place(routine.target),
-            *_place(routine.output),
             0 if routine.loss is None else routine.loss.offset,
             routine.check,
             routine.trains,
+            *_place(routine.input),
+            *_place(routine.target),
+            *_place(routine.output),
         )
         parts.append(code.tobytes())
         at += code.nbytes
@@ -168,7 +170,14 @@ def _encode(program: Program, arena: npt.NDArray[Any], names: tuple[str, ...]) -
     for row, slot, content in zip(segments, lasting, contents, strict=True):
         row[:] = slot.offset, slot.size, at
         at += -(-len(content) // 8) * 8
-    parameters = [{"name": p.name, "shape": p.shape, "stride": p.stride} for p in program.parameters]
+    parameters = [
+        {
+            "name": p.name,
+            "transposed": p.transposed,
+            "pieces": [{"shape": s.shape, "stride": s.stride} for s in p.pieces],
+        }
+        for p in program.parameters
+    ]
     text = json.dumps({"fastae": __version__, "dtype": program.dtype.name, "parameters": parameters}).encode()
     words[_TEXT_BYTES], words[_TEXT_AT] = len(text), at
     parts += [segments.tobytes(), *(content.ljust(-(-len(content) // 8) * 8, b"\0") for content in contents)]
@@ -184,9 +193,12 @@ def _sealed(block: bytes) -> bytes:
     return block[: 8 * _SUM] + struct.pack("=q", plan_sum(block)) + block[8 * _SUM + 8 :]
 
 
-def _place(slot: Slot | None) -> tuple[int, int]:
-    """Offset and columns of a matrix of the batch."""
-    return (0, 0) if slot is None else (slot.offset, slot.columns)
+def _place(slot: Slot | None) -> tuple[int, ...]:
+    """Columns of rows of the batch; offset and columns of the matrix they lie in, or of two of them."""
+    if slot is None:
+        return (0, 0, 0, 0, 0)
+    places = [number for piece in slot.pieces for number in (piece.offset, piece.columns)]
+    return (slot.columns, *places, 0, 0)[:5]
 
 
 def _code(routine: Routine) -> npt.NDArray[np.int64]:
@@ -226,13 +238,17 @@ def weights(block: bytes) -> dict[str, npt.NDArray[Any]]:
     try:
         text = json.loads(block[words[_TEXT_AT] : words[_TEXT_AT] + words[_TEXT_BYTES]])
         segments = np.frombuffer(block, np.int64, 3 * words[_SEGMENTS], words[_SEGMENTS_AT]).reshape(-1, 3)
-        found = {}
-        for p, (_, size, at) in zip(text["parameters"], segments[1:], strict=False):
-            shape, dtype = tuple(p["shape"]), np.dtype(text["dtype"])
-            content = np.frombuffer(block, dtype, size, at)
-            row = math.prod(shape[1:])
-            matrix = content.reshape(shape[0], p["stride"])[:, :row] if len(shape) > 1 else content
-            found[p["name"]] = matrix.reshape(shape).copy()
+        dtype, found, places = np.dtype(text["dtype"]), {}, iter(segments[1:])
+        for p in text["parameters"]:
+            pieces = []
+            for piece, (_, size, at) in zip(p["pieces"], places, strict=False):
+                shape = tuple(piece["shape"])
+                content = np.frombuffer(block, dtype, size, at)
+                row = math.prod(shape[1:])
+                matrix = content.reshape(shape[0], piece["stride"])[:, :row] if len(shape) > 1 else content
+                pieces.append(matrix.reshape(shape))
+            whole = np.concatenate(pieces, axis=-1)
+            found[p["name"]] = np.ascontiguousarray(whole.T) if p["transposed"] else whole
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"block: expected a plan of fastae.plan, given one with a damaged description: {error}"

@@ -43,8 +43,9 @@ __all__ = [
     "row_stride",
 ]
 
-#: Columns of an encoded instruction.
+#: Columns of an encoded instruction, and which of them says what shard alone runs it: its number + 1, or 0.
 WIDTH = 40
+SHARD = WIDTH - 1
 
 #: Every slot starts on such a boundary and ends before the next one: a cache line, a vector register.
 ALIGNMENT = 64
@@ -91,6 +92,10 @@ class Slot:
     lanes : int
         Rows side by side: with L > 1 images [n, c, h, w] lie as [ceil(n / L)][c][h][w][L], `stride`
         elements for each row.
+    shards : tuple of Slot
+        Where its columns lie in arrays of their own, from left to right; `stride` then says nothing.
+    transposed : bool
+        Whether the shards hold its rows instead, from top to bottom, as their columns.
     """
 
     name: str
@@ -100,11 +105,28 @@ class Slot:
     batched: bool = False
     index: bool = False
     lanes: int = 1
+    shards: tuple[Slot, ...] = ()
+    transposed: bool = False
 
     @property
     def size(self) -> int:
-        """Elements from the first to the end of the last row, padding and last block included."""
+        """Elements from the first to the end of the last row, padding and last block included.
+
+        Shards do not lie one behind the other: then look at `pieces`.
+        """
+        if self.shards:
+            return sum(shard.size for shard in self.shards)
         return -(-self.shape[0] // self.lanes) * self.lanes * self.stride
+
+    @property
+    def pieces(self) -> tuple[Slot, ...]:
+        """Its shards, or the slot itself."""
+        return self.shards or (self,)
+
+    def moved(self, distance: int) -> Slot:
+        """Return it so many elements further on."""
+        shards = tuple(shard.moved(distance) for shard in self.shards)
+        return replace(self, offset=self.offset + distance, shards=shards)
 
     @cached_property
     def columns(self) -> int:
@@ -133,11 +155,14 @@ class Instruction:
         a number, or the name of an activation.
     note : str
         What a reader of the listing should know.
+    shard : int or None
+        The shard whose thread alone runs it (`fastae.sharding`); None where all threads share it.
     """
 
     kernel: str
     operands: tuple[Slot | int | float | str | None, ...]
     note: str = ""
+    shard: int | None = None
 
     @property
     def row(self) -> Kernel:
@@ -251,6 +276,8 @@ class Routine:
         What the listing says of instructions that were left out.
     itemsize : int
         Bytes of an element.
+    losses : tuple of Slot
+        Where each shard has a copy of the loss, the first of them `loss` itself; empty without shards.
     """
 
     name: str
@@ -264,6 +291,7 @@ class Routine:
     weight: Slot | None = None
     notes: tuple[str, ...] = ()
     itemsize: int = 8
+    losses: tuple[Slot, ...] = ()
     _encoded: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False)
     _opens: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
@@ -289,7 +317,8 @@ class Routine:
         -------
         ndarray of int64, (instructions, WIDTH), C-contiguous
             As the table describes: column 0 the kernel's place in ``tuple(KERNELS)``, column 1 what
-            `barriers` says, then the operands. The array is kept and given again: do not write to it.
+            `barriers` says, then the operands; the last one is SHARD. The array is kept and given again:
+            do not write to it.
 
         Raises
         ------
@@ -306,6 +335,7 @@ class Routine:
             for line, instruction in zip(code, self.instructions, strict=True):
                 numbers = instruction.encode(rows)
                 line[: len(numbers)] = numbers
+                line[SHARD] = 0 if instruction.shard is None else instruction.shard + 1
             self._opens[rows], *code[:, 1] = meetings(self, rows)
             self._encoded[rows] = code
         return code
@@ -329,6 +359,11 @@ class Routine:
         return self._opens[rows]
 
     @cached_property
+    def shards(self) -> int:
+        """How many threads have instructions of their own, so that more are of no use; 0 where none has."""
+        return max((0 if i.shard is None else i.shard + 1 for i in self.instructions), default=0)
+
+    @cached_property
     def gathered(self) -> tuple[Slot, ...]:
         """What an executor gathers for a batch: the rows, their targets and weights where it reads them."""
         return tuple(s for s in (self.input, self.target, self.weight) if s is not None)
@@ -343,7 +378,8 @@ class Routine:
         """
         readers = (i for i in self.instructions if any(slot in self.gathered for _, slot in i.arrays))
         return (
-            self.work < _LITTLE_WORK
+            not self.shards
+            and self.work < _LITTLE_WORK
             and sum(slot.size for slot in self.gathered) * self.itemsize < _SMALL_BATCH
             and not all(i.by_rows(self.capacity) for i in readers)
         )
@@ -597,11 +633,12 @@ class Program:
 
         So several threads can run it at once, with the same parameters, each on rows of its own.
         """
-        places = [(slot.offset, slot.offset + slot.size) for slot in self.parameters]
+        pieces = [piece for slot in self.parameters for piece in slot.pieces]
+        places = [(piece.offset, piece.offset + piece.size) for piece in pieces]
 
         def place(slot: Slot) -> Slot:
             lasts = slot.index or any(start <= slot.offset < end for start, end in places)
-            return slot if lasts else replace(slot, offset=slot.offset + distance)
+            return slot if lasts else slot.moved(distance)
 
         assert routine.target is routine.weight is routine.loss is None
         assert routine.output is not None
@@ -628,7 +665,8 @@ class Program:
     def view(self, arena: npt.NDArray[Any], slot: str | Slot) -> npt.NDArray[Any]:
         """Return a slot of an arena as an array of its logical shape.
 
-        With padding it is strided; where rows lie side by side it is a copy.
+        With padding it is strided. Where rows lie side by side, or columns in shards, it is a copy that
+        cannot be written to: `write` is for those.
         """
         if not isinstance(slot, Slot):
             if slot not in self.slots:
@@ -636,10 +674,16 @@ class Program:
             slot = self.slots[slot]
         if slot.index:
             return self.header(arena)[slot.offset : slot.offset + slot.size]
+        if slot.shards:
+            whole = np.concatenate([self.view(arena, shard) for shard in slot.shards], axis=-1)
+            whole.flags.writeable = False
+            return whole.T if slot.transposed else whole
         if slot.lanes > 1:
             blocks = self._checked(arena)[slot.offset : slot.offset + slot.size]
             rows = np.moveaxis(blocks.reshape(-1, *slot.shape[1:], slot.lanes), -1, 1)
-            return rows.reshape(-1, *slot.shape[1:])[: slot.shape[0]].copy()
+            images = rows.reshape(-1, *slot.shape[1:])[: slot.shape[0]].copy()
+            images.flags.writeable = False
+            return images
         item = self.dtype.itemsize
         strides = [item]
         for length in slot.shape[:1:-1]:
@@ -647,6 +691,20 @@ class Program:
         if len(slot.shape) > 1:
             strides.insert(0, slot.stride * item)
         return np.ndarray(slot.shape, self.dtype, self._checked(arena), slot.offset * item, tuple(strides))
+
+    def write(self, arena: npt.NDArray[Any], slot: str | Slot, values: npt.ArrayLike) -> None:
+        """Set a slot of an arena, of any layout but images side by side, to `values` of its logical shape.
+
+        They may have fewer rows, which then are the first ones, or be a number for all.
+        """
+        slot = slot if isinstance(slot, Slot) else self.slots[slot]
+        array = np.asarray(values).T if slot.transposed else np.asarray(values)
+        first = 0
+        for shard in slot.pieces:
+            part = array[..., first : first + shard.shape[-1]] if array.ndim else array
+            rows = self.view(arena, shard)
+            rows[: len(part) if part.ndim == rows.ndim else None] = part
+            first += shard.shape[-1]
 
     def read_weights(self, arena: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """Return copies of every parameter by name."""
@@ -676,7 +734,7 @@ class Program:
             raise ValueError(f"weights must have the names {', '.join(expected)}; wrong: {', '.join(wrong)}")
         arrays = [(slot, self.check_weight(slot.name, weights[slot.name])) for slot in self.parameters]
         for slot, array in arrays:
-            self.view(arena, slot)[...] = array
+            self.write(arena, slot, array)
 
     def check_weight(self, name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
         """Return `value` in the Program's dtype; errors as `write_weights` for one parameter."""

@@ -42,8 +42,7 @@ def run(module, net, x, n_threads, *, batch_size, optimizer, poison=False):
         loss="mse",
         optimizer=optimizer,
         dtype=dtype,
-        padded=module.PADDED,
-        fused_update=module.FUSED_UPDATE,
+        **backends.layout(module),
     )
     arena = program.new_arena()
     if poison:
@@ -113,8 +112,7 @@ def test_same_bits_with_targets_and_weights_of_the_rows(name, width):
             loss="mse",
             optimizer=fastae.Adam(1e-3),
             dtype="float32",
-            padded=module.PADDED,
-            fused_update=module.FUSED_UPDATE,
+            **backends.layout(module),
         )
         routine = program.routine("train", own_target=True, weighted=True)
         assert routine.gathered_by_each == (width == 33)
@@ -170,7 +168,7 @@ def call_part(name, dtype, n, k, m, activation, part, parts):
     from fastae.kernels.compiled import INSTRUCTIONS
 
     row, rng, itemsize = KERNELS[name], np.random.default_rng(0), np.dtype(dtype).itemsize
-    values = {"activation": activation, "stride": 2, "rate": 0.3, "stddev": 0.1}
+    values = {"activation": activation, "stride": 2, "rate": 0.3, "stddev": 0.1, "columns": 7}
     values = {c.name: values.get(c.name, c.default) for c in row.constants}
     sizes = {d: {"n": n, "k": k, "m": m}[d] for d in row.dims if d not in row.derived}
     sizes |= row.derive(sizes | values)
@@ -373,7 +371,8 @@ import time
 import numpy as np
 import fastae
 
-trainer = fastae.Trainer(fastae.models.quark_mlp(), backend="cython", n_threads=64, seed=1)
+net = fastae.Network([fastae.Dense(64)], [fastae.Dense(784)], 784)  # too large for shards, of two threads
+trainer = fastae.Trainer(net, backend="cython", n_threads=64, seed=1)
 x = np.random.default_rng(3).random((20000, 784), np.float32)
 trainer.fit(x[:64], epochs=1)  # its own thread stays
 before = len(os.listdir("/proc/self/task"))
@@ -493,9 +492,7 @@ def test_a_backend_trains_on_no_other_s_kernels(backend, monkeypatch):
 def test_an_executor_refuses_what_would_reach_out_of_bounds(backend):
     module = load(backend)
     net = Network([Dense(3)], [Dense(5)], 5)
-    program = lower(
-        net, batch_size=4, loss="mse", optimizer="sgd", padded=module.PADDED, fused_update=module.FUSED_UPDATE
-    )
+    program = lower(net, batch_size=4, loss="mse", optimizer="sgd", **backends.layout(module))
     executor = module.Executor(program, program.new_arena(), 1)
     x = np.ones((6, 5), np.float32)
     own, autoencoding = program.routine("train", own_target=True), program.routine("train")

@@ -1095,6 +1095,11 @@ def loss_of(element, slope, scale=lambda y: 1 / y.size):
     return both
 
 
+def mse_part(y, target, sample_weight, columns, activation):
+    of = DEFINITIONS["mse"](y, target, sample_weight, activation)
+    return {name: value * y.shape[1] / columns for name, value in of.items()}
+
+
 def bce_with_logits(logits, target, sample_weight):
     p = 1 / (1 + np.exp(-logits))
     of_probabilities = DEFINITIONS["bce"](p, target, sample_weight, "sigmoid")
@@ -1369,8 +1374,11 @@ DEFINITIONS = {
     "subsample_forward": lambda x, stride: {"y": x[:, ::stride]},
     "subsample_backward": lambda dy, stride, k: {"dx": scatter(dy, stride, k)},
     "branch_sum": lambda x1, x2: {"y": x1 + x2},
+    "biased_sum": lambda x1, x2, b, activation: {"y": EXACTLY[activation](x1 + x2 + b)},
+    "bias_grad": lambda da: {"db": da.sum(0)},
     "sse": loss_of(lambda y, t: (y - t) ** 2, lambda y, t: 2 * (y - t), scale=lambda y: 1),
     "mse": loss_of(lambda y, t: (y - t) ** 2, lambda y, t: 2 * (y - t)),
+    "mse_part": mse_part,
     "mae": loss_of(lambda y, t: np.abs(y - t), lambda y, t: np.sign(y - t)),
     "huber": loss_of(
         lambda y, t, delta: np.where(
@@ -1477,6 +1485,7 @@ def test_scalar_is_the_definition(make_case, row, activation):
 TORCH_LOSSES = {
     "sse": lambda f, y, t: f.mse_loss(y, t, reduction="sum"),
     "mse": lambda f, y, t: f.mse_loss(y, t),
+    "mse_part": lambda f, y, t: f.mse_loss(y, t) * y.shape[1] / 10,
     "mae": lambda f, y, t: f.l1_loss(y, t),
     "huber": lambda f, y, t: f.huber_loss(y, t),
     "bce": lambda f, y, t: f.binary_cross_entropy(y, t),
@@ -1514,9 +1523,10 @@ def against_pytorch(torch, loaded, loss, activation, bias=None):
     tloss.backward()
 
     y = ops.dense_forward(x, w, b, activation, backend=loaded)
-    row_loss, dy = getattr(ops, loss)(y, target, backend=loaded)
+    constants = {"columns": 10} if loss == "mse_part" else {}
+    row_loss, dy = getattr(ops, loss)(y, target, **constants, backend=loaded)
     fused = {} if loss == "bce_with_logits" else {"activation": activation}
-    _, da = getattr(ops, loss)(y, target, **fused, backend=loaded)
+    _, da = getattr(ops, loss)(y, target, **fused, **constants, backend=loaded)
     pairs = {
         "y": (y, ty),
         "loss": (ops.total(row_loss, backend=loaded)[0], tloss),

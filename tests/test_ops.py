@@ -664,6 +664,7 @@ REFUSED = {
     "decoupled": [2, -1],
     "stream": [-1],
     "stride": [0, -1],
+    "columns": [0, -1],
     "count_include_pad": [2, -1],
     "groups": [0, -1, 1 << 31],
 }

@@ -93,7 +93,10 @@ def ready(program, weights):
     arena = program.new_arena()
     for slot in program.slots.values():
         if slot.name not in program.state_slots:
-            program.view(arena, slot)[...] = np.nan
+            if slot.lanes > 1:
+                arena[slot.offset : slot.offset + slot.size] = np.nan
+            else:  # the padding of stored gradients stays zero
+                program.view(arena, slot)[...] = np.nan
     program.write_weights(arena, weights)
     return arena
 

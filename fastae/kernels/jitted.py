@@ -364,6 +364,23 @@ def _branch_sum(x1, x2, y, part, parts):
 
 
 @njit(**OPTIONS)
+def _biased_sum(x1, x2, b, activation, y, part, parts):
+    for i in range(*share(y.shape[0], part, parts)):
+        row, one, other = row_of(y, i), row_of(x1, i), row_of(x2, i)
+        for j in range(row.size):
+            row[j] = one[j] + other[j]
+        if b.size:
+            add(row, b)  # behind their sum, as everywhere
+        activate(row, activation)
+
+
+@njit(**OPTIONS)
+def _bias_grad(da, db, part, parts):
+    start, stop = share(db.size, part, parts)
+    _column_sums(da, window(db, start, stop - start), start)
+
+
+@njit(**OPTIONS)
 def _weight(y, sample_weight, i):
     """Weight of a row's loss."""
     return sample_weight[i] if sample_weight.size else y.dtype.type(1)
@@ -379,12 +396,17 @@ def _sse(y, target, sample_weight, activation, row_loss, da, part, parts):
 
 
 @njit(**OPTIONS)
-def _mse(y, target, sample_weight, activation, row_loss, da, part, parts):
-    two, count = y.dtype.type(2), y.dtype.type(y.size)
+def _mse_part(y, target, sample_weight, activation, columns, row_loss, da, part, parts):
+    two, count = y.dtype.type(2), y.dtype.type(y.shape[0] * columns)
     for i in range(*share(y.shape[0], part, parts)):
         factor = _weight(y, sample_weight, i) / count
         row_loss[i] = factor * _squared_error(row_of(y, i), row_of(target, i), row_of(da, i), two * factor)
         differentiate(row_of(da, i), row_of(y, i), activation)
+
+
+@njit(**OPTIONS)
+def _mse(y, target, sample_weight, activation, row_loss, da, part, parts):
+    _mse_part(y, target, sample_weight, activation, y.shape[1], row_loss, da, part, parts)
 
 
 @njit(**OPTIONS)

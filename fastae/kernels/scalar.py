@@ -183,6 +183,25 @@ def branch_sum(x1, x2, y) -> None:
             y[i, j] = x1[i, j] + x2[i, j]
 
 
+def biased_sum(x1, x2, b, activation: int, y) -> None:
+    """y = f((x1 + x2) + b)."""
+    f = ACTIVATIONS[activation]
+    n, m = y.shape
+    for i in range(n):
+        for j in range(m):
+            y[i, j] = f(x1[i, j] + x2[i, j] + (b[j] if len(b) else 0.0))
+
+
+def bias_grad(da, db) -> None:
+    """db = sum_n da."""
+    n, m = da.shape
+    for j in range(m):
+        total = 0.0
+        for i in range(n):
+            total += da[i, j]
+        db[j] = total
+
+
 # --- batch normalisation -------------------------------------------------------------------------
 
 
@@ -438,6 +457,11 @@ def mse(y, target, sample_weight, activation: int, row_loss, da) -> None:
     """row_loss = sum_m (y - target)^2 / (n m); da = 2 (y - target) / (n m) f'(y)."""
     n, m = y.shape
     _loss(_squared, y, target, sample_weight, activation, n * m, row_loss, da)
+
+
+def mse_part(y, target, sample_weight, activation: int, columns: int, row_loss, da) -> None:
+    """row_loss = sum_m (y - target)^2 / (n columns); da = 2 (y - target) / (n columns) f'(y)."""
+    _loss(_squared, y, target, sample_weight, activation, len(y) * columns, row_loss, da)
 
 
 def mae(y, target, sample_weight, activation: int, row_loss, da) -> None:

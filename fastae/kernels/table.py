@@ -389,6 +389,26 @@ _row(
     source="AutoEncNet's output layer",
     by_rows=_rows,
 )
+_row(
+    "biased_sum",
+    "Sum of two parts of a product, with its bias and activation.",
+    "y = f((x1 + x2) + b)",
+    inputs="x1[n,m] x2[n,m] b[m]?",
+    constants=(ACTIVATION,),
+    out="y[n,m]",
+    flops=lambda d: (2 + _act(d)) * d.n * d.m,
+    source="row-parallel layer of Megatron-LM (Shoeybi et al., 2019)",
+    by_rows=_rows,
+)
+_row(
+    "bias_grad",
+    "Gradient of a bias.",
+    "db = sum_n da",
+    inputs="da[n,m]",
+    out="db[m]",
+    flops=lambda d: d.n * d.m,
+    source=_BOOK,
+)
 _LOSS_INPUTS = "y[n,m] target[n,m] sample_weight[n]?"
 
 
@@ -424,6 +444,15 @@ _loss(
     "2 (y - target) / (n m) f'(y)",
     5,
     "PyTorch's MSELoss with reduction='mean'",
+)
+_loss(
+    "mse_part",
+    "What some columns contribute to the mean squared error over all of them.",
+    "sum_m (y - target)^2 / (n columns)",
+    "2 (y - target) / (n columns) f'(y)",
+    5,
+    "mse of a row that lies in parts, as in Megatron-LM (Shoeybi et al., 2019) each processor has one",
+    constants=(ACTIVATION, Constant("columns", "int", None, 1, "columns of the whole row, >= 1")),
 )
 _loss(
     "mae",

@@ -147,6 +147,20 @@ def branch_sum(x1, x2, y) -> None:
     np.add(x1, x2, y)
 
 
+def biased_sum(x1, x2, b, activation: int, y) -> None:
+    """y = f((x1 + x2) + b)."""
+    np.add(x1, x2, y)
+    if b.size:
+        np.add(y, b, y)
+    if activation:
+        activate(y, activation, y)
+
+
+def bias_grad(da, db) -> None:
+    """db = sum_n da."""
+    np.add.reduce(da, 0, out=db)
+
+
 # --- batch normalisation -------------------------------------------------------------------------
 
 
@@ -431,9 +445,15 @@ def sse(y, target, sample_weight, activation: int, row_loss, da) -> None:
 
 def mse(y, target, sample_weight, activation: int, row_loss, da) -> None:
     """row_loss = sum_m (y - target)^2 / (n m); da = 2 (y - target) / (n m) f'(y)."""
+    mse_part(y, target, sample_weight, activation, y.shape[1], row_loss, da)
+
+
+def mse_part(y, target, sample_weight, activation: int, columns: int, row_loss, da) -> None:
+    """row_loss = sum_m (y - target)^2 / (n columns); da = 2 (y - target) / (n columns) f'(y)."""
+    count = len(y) * columns
     _squares(y, target, row_loss, da)
-    np.divide(row_loss, y.size, row_loss)
-    np.multiply(da, 2.0 / y.size, da)
+    np.divide(row_loss, count, row_loss)
+    np.multiply(da, 2.0 / count, da)
     _finish(y, sample_weight, activation, row_loss, da)
 
 

@@ -32,6 +32,18 @@ cdef extern from "team.h" nogil:
     uint64_t flush_denormals()
     void restore_denormals(uint64_t before)
 
+cdef struct Matrix:
+    # some columns of what is gathered for a batch, or of the output
+    Py_ssize_t offset, first, columns  # where they are, the first of them in a row outside, how many
+
+cdef enum:
+    MOST_SHARDS = 2  # as fastae.sharding has them
+
+cdef struct Rows:
+    # rows of the caller's: one matrix in the arena, or one for each shard
+    Py_ssize_t columns, matrices
+    Matrix matrix[MOST_SHARDS]
+
 cdef struct Job:
     # all that the threads of a run share
     void* arena
@@ -43,8 +55,10 @@ cdef struct Job:
     const char* target
     const char* weights
     const int64_t* order
-    Py_ssize_t input_offset, input_columns, target_offset, target_columns, weight_offset
-    Py_ssize_t output_offset, output_columns, loss_offset, pad
+    Rows input_rows, target_rows, output_rows
+    Py_ssize_t weight_offset, pad
+    Py_ssize_t loss_offset[MOST_SHARDS]  # for each shard a copy
+    Py_ssize_t shards  # 0 where threads share each instruction
     double* losses
     char* out
     int64_t* control
@@ -62,13 +76,32 @@ cdef struct Job:
     bint over
 
 
-cdef void fetch(Job* job, const char* source, Py_ssize_t columns, Py_ssize_t offset, Py_ssize_t start,
-                Py_ssize_t first, Py_ssize_t end, real* arena) noexcept nogil:
-    """Rows `first` to `end` of the batch that begins with row `start` of the order, to `arena + offset`."""
-    cdef Py_ssize_t i, row, step = ld(columns, job.pad)
+cdef void fetch(Job* job, const char* source, const Rows* rows, Py_ssize_t start, Py_ssize_t count,
+                real* arena, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    """This part of the batch of `count` rows that begins with row `start` of the order: into the arena."""
+    cdef Py_ssize_t m, i, row, first = 0, end = count
+    cdef const Matrix* to
+    if job.places == NULL and rows.matrices == 1:
+        first, end = share(count, part, parts), share(count, part + 1, parts)
     for i in range(first, end):
         row = start + i if job.order == NULL else job.order[start + i]
-        memcpy(arena + offset + i * step, <const real*>source + row * columns, columns * sizeof(real))
+        for m in range(rows.matrices):
+            if rows.matrices == 1 or m % parts == part:
+                to = &rows.matrix[m]
+                memcpy(arena + to.offset + i * ld(to.columns, job.pad),
+                       <const real*>source + row * rows.columns + to.first, to.columns * sizeof(real))
+
+
+cdef void hand_out(Job* job, const Rows* rows, Py_ssize_t start, Py_ssize_t first, Py_ssize_t end,
+                   const real* arena) noexcept nogil:
+    """Rows `first` to `end` of the output, of a batch that begins with row `start`."""
+    cdef Py_ssize_t m, i
+    cdef const Matrix* given
+    for m in range(rows.matrices):
+        given = &rows.matrix[m]
+        for i in range(first, end):
+            memcpy(<real*>job.out + (start + i) * rows.columns + given.first,
+                   arena + given.offset + i * ld(given.columns, job.pad), given.columns * sizeof(real))
 
 
 cdef inline bint must_meet(int64_t barrier, Py_ssize_t rows, Py_ssize_t parts) noexcept nogil:
@@ -78,7 +111,8 @@ cdef inline bint must_meet(int64_t barrier, Py_ssize_t rows, Py_ssize_t parts) n
 
 cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """One thread's part of a run: every batch, every instruction, no Python and no allocation."""
-    cdef Py_ssize_t batch = 0, start, count, first, end, i, step, team = parts
+    cdef Py_ssize_t batch = 0, start, count, i, shard, loss = job.loss_offset[part if job.shards else 0]
+    cdef Py_ssize_t first, end, team = parts
     cdef Job* own = job if job.places == NULL else job.places[part]
     cdef const int64_t* code
     cdef const int64_t* row
@@ -114,13 +148,13 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
         code, opens = own.code, own.opens
         if count < job.batch:
             code, opens = own.tail_code, own.tail_opens
-        first, end = share(count, part, team), share(count, part + 1, team)
-        if job.places != NULL:
-            first, end = 0, count
-        fetch(job, job.data, job.input_columns, own.input_offset, start, first, end, arena)
+        fetch(job, job.data, &own.input_rows, start, count, arena, part, team)
         if job.target != NULL:
-            fetch(job, job.target, job.target_columns, own.target_offset, start, first, end, arena)
+            fetch(job, job.target, &own.target_rows, start, count, arena, part, team)
         if job.weights != NULL:
+            first, end = share(count, part, team), share(count, part + 1, team)
+            if job.places != NULL:
+                first, end = 0, count
             for i in range(first, end):
                 arena[own.weight_offset + i] = (<const real*>job.weights)[
                     start + i if job.order == NULL else job.order[start + i]]
@@ -130,21 +164,23 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
             if i == job.check and i > 0:
                 # every thread sees the same loss and takes the same way
                 if job.losses != NULL and part == 0:
-                    job.losses[batch] = arena[job.loss_offset]
-                if not isfinite(arena[job.loss_offset]):
+                    job.losses[batch] = arena[loss]
+                if not isfinite(arena[loss]):
                     if part == 0:
                         job.control[2] = batch
                     return
             if i < job.instructions:
                 row = code + i * job.width
-                instructions_of(arena)[row[0]](arena, row + 2, job.pad, part, team)
+                shard = row[job.width - 1] - 1
+                if shard < 0:
+                    instructions_of(arena)[row[0]](arena, row + 2, job.pad, part, team)
+                elif shard % team == part:
+                    instructions_of(arena)[row[0]](arena, row + 2, job.pad, 0, 1)
                 if must_meet(row[1], count, team):
                     meet(job.seats, &round, part, team)
         if job.out != NULL:
-            step = ld(job.output_columns, job.pad)
-            for i in range(share(count, part, team), share(count, part + 1, team)):
-                memcpy(<real*>job.out + (start + i) * job.output_columns,
-                       arena + own.output_offset + i * step, job.output_columns * sizeof(real))
+            hand_out(job, &own.output_rows, start, share(count, part, team), share(count, part + 1, team),
+                     arena)
         if part == 0:  # what all have to know: whether to stop, and who does the next batch
             # in one of two places: who is late reads the other one's while this thread is a batch ahead
             job.control[3 + batch % 2] = job.control[0]
@@ -200,6 +236,18 @@ cdef class Holder:
             PyBuffer_Release(&self.views[self.count])
 
 
+cdef Rows rows_of(slot, Py_ssize_t distance) except *:
+    """Where the rows of a slot are, so many elements from where it says."""
+    cdef Rows rows
+    cdef Py_ssize_t first = 0
+    shards = slot.shards or (slot,)
+    rows.columns, rows.matrices = slot.columns, len(shards)
+    for m, shard in enumerate(shards):
+        rows.matrix[m] = Matrix(offset=shard.offset + distance, first=first, columns=shard.columns)
+        first += shard.columns
+    return rows
+
+
 cdef class Prepared(Holder):
     """What the runs of a routine have in common: a job without data."""
 
@@ -218,17 +266,16 @@ cdef class Prepared(Holder):
             job.tail_opens = routine.opens(tail)
         job.instructions, job.width = code.shape
         job.batch, job.check, job.trains = batch, routine.check, routine.trains
-        job.input_offset, job.input_columns = routine.input.offset + distance, routine.input.columns
+        job.shards = routine.shards
+        job.input_rows = rows_of(routine.input, distance)
         if routine.target is not None:
-            job.target_offset, job.target_columns = routine.target.offset + distance, routine.target.columns
+            job.target_rows = rows_of(routine.target, distance)
         if routine.weight is not None:
             job.weight_offset = routine.weight.offset + distance
         if routine.output is not None:
-            job.output_offset, job.output_columns = routine.output.offset, routine.output.columns
-            if routine.output in routine.gathered:
-                job.output_offset += distance
-        if routine.loss is not None:
-            job.loss_offset = routine.loss.offset
+            job.output_rows = rows_of(routine.output, distance if routine.output in routine.gathered else 0)
+        for shard, loss in enumerate(routine.losses or (() if routine.loss is None else (routine.loss,))):
+            job.loss_offset[shard] = loss.offset
 
 
 cdef struct Crew:
@@ -323,10 +370,10 @@ cdef class Run(Holder):
             first = share(batches, part, crew.parts) * batch
             job[0] = crew.job
             job.rows = min(share(batches, part + 1, crew.parts) * batch, crew.job.rows) - first
-            job.data += first * job.input_columns * itemsize
-            job.out += first * job.output_columns * itemsize
+            job.data += first * job.input_rows.columns * itemsize
+            job.out += first * job.output_rows.columns * itemsize
             job.code, job.tail_code = own.code, own.tail_code
-            job.input_offset, job.output_offset = own.input_offset, own.output_offset
+            job.input_rows, job.output_rows = own.input_rows, own.output_rows
             job.control = <int64_t*>(crew.shares + crew.parts) + 8 * part
         return 0
 
@@ -423,6 +470,8 @@ cdef class Executor:
             parts = self.n_threads
         if apart:
             parts = min(parts, batches)
+        elif routine.shards:
+            parts = min(parts, routine.shards)
         cdef Tuner* tuner = NULL
         if parts > 1 and self.n_threads is None and not apart:
             tuner = &self.tuners[routine.trains]
@@ -435,11 +484,11 @@ cdef class Executor:
         cdef Job* job = &run.crew.job
         cdef char kind = c"f" if self.single else c"d"
         job.rows = rows
-        job.data = <const char*>run.hold(data, "data", kind, given * job.input_columns, False)
+        job.data = <const char*>run.hold(data, "data", kind, given * job.input_rows.columns, False)
         job.order = <const int64_t*>run.hold(order, "order", c"q", rows, False)
-        job.target = <const char*>run.hold(target, "target", kind, given * job.target_columns, False)
+        job.target = <const char*>run.hold(target, "target", kind, given * job.target_rows.columns, False)
         job.weights = <const char*>run.hold(weights, "weights", kind, given, False)
-        job.out = <char*>run.hold(out, "out", kind, rows * job.output_columns, True)
+        job.out = <char*>run.hold(out, "out", kind, rows * job.output_rows.columns, True)
         job.losses = <double*>run.hold(losses, "losses", c"d", batches, True)
         job.control = <int64_t*>run.hold(control, "control", c"q", 8, True)
         if job.control == NULL:

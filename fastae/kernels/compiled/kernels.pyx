@@ -406,6 +406,27 @@ cdef void branch_sum(const real* x1, const real* x2, real* y, Py_ssize_t n, Py_s
         y[i] = x1[i] + x2[i]
 
 
+cdef void biased_sum(const real* x1, const real* x2, const real* b, int activation, real* y,
+                     Py_ssize_t n, Py_ssize_t m,
+                     Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    cdef Py_ssize_t i, j, row = ld(m, pad), wide = width(m, pad, y), first = share(n, part, parts)
+    cdef Py_ssize_t end = share(n, part + 1, parts)
+    for i in range(first, end):
+        if b != NULL:
+            for j in range(wide):
+                y[i * row + j] = (x1[i * row + j] + x2[i * row + j]) + b[j]
+        else:
+            for j in range(wide):
+                y[i * row + j] = x1[i * row + j] + x2[i * row + j]
+    if activation != LINEAR:
+        activate(y + first * row, y + first * row, row, end - first, wide, activation)
+
+
+cdef void bias_grad(const real* da, real* db, Py_ssize_t n, Py_ssize_t m,
+                    Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    column_sums(da, ld(m, pad), n, m, db, NULL, part, parts)
+
+
 cdef inline void loss_rows(int loss, const real* y, const real* target, const real* sample_weight,
                            int activation,
                            double delta, double scale, real* row_loss, real* da, Py_ssize_t n, Py_ssize_t m,
@@ -433,6 +454,13 @@ cdef void mse(const real* y, const real* target, const real* sample_weight, int 
               real* row_loss, real* da, Py_ssize_t n, Py_ssize_t m,
               Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     loss_rows(SQUARED_ERROR, y, target, sample_weight, activation, 0, 1 / (<double>n * <double>m),
+              row_loss, da, n, m, pad, part, parts)
+
+
+cdef void mse_part(const real* y, const real* target, const real* sample_weight, int activation,
+                   int64_t columns, real* row_loss, real* da, Py_ssize_t n, Py_ssize_t m,
+                   Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    loss_rows(SQUARED_ERROR, y, target, sample_weight, activation, 0, 1 / (<double>n * <double>columns),
               row_loss, da, n, m, pad, part, parts)
 
 

@@ -14,11 +14,13 @@
 
 enum { PLAN_MAGIC = 0, PLAN_FORMAT, PLAN_SIZE, PLAN_SUM, PLAN_TABLE, PLAN_ITEMSIZE = 8, PLAN_BATCH, PLAN_NEEDS,
        PLAN_ARENA, PLAN_SEGMENTS, PLAN_SEGMENTS_AT, PLAN_TEXT_BYTES, PLAN_TEXT_AT, PLAN_ROUTINES = 16,
-       PLAN_KINDS = 7, ROUTINE_WORDS = 12, PLAN_WORDS = PLAN_ROUTINES + PLAN_KINDS * ROUTINE_WORDS,
+       PLAN_KINDS = 7, ROUTINE_WORDS = 20, PLAN_WORDS = PLAN_ROUTINES + PLAN_KINDS * ROUTINE_WORDS,
        INSTRUCTION_WORDS = 40 };
-enum { ROUTINE_COUNT = 0, ROUTINE_CODE, ROUTINE_INPUT, ROUTINE_INPUT_COLUMNS, ROUTINE_TARGET, ROUTINE_TARGET_COLUMNS,
-       ROUTINE_OUTPUT, ROUTINE_OUTPUT_COLUMNS, ROUTINE_LOSS, ROUTINE_CHECK, ROUTINE_TRAINS };
-enum { HEADER_BYTES = 64, LINE = 64, FORMAT = 1 };
+/* Rows of the batch, ROWS_WORDS words: columns; offset and columns of the matrix they lie in, or of two of them. */
+enum { ROWS_COLUMNS = 0, ROWS_FIRST, ROWS_SECOND = 3, ROWS_WORDS = 5 };
+enum { ROUTINE_COUNT = 0, ROUTINE_CODE, ROUTINE_LOSS, ROUTINE_CHECK, ROUTINE_TRAINS, ROUTINE_INPUT,
+       ROUTINE_TARGET = ROUTINE_INPUT + ROWS_WORDS, ROUTINE_OUTPUT = ROUTINE_TARGET + ROWS_WORDS };
+enum { HEADER_BYTES = 64, LINE = 64, FORMAT = 2 };
 
 static const char MAGIC[8] = {'f', 'a', 's', 't', 'a', 'e', 'P', '\n'};
 #define MOST_ELEMENTS (INT64_C(1) << 48)
@@ -199,12 +201,19 @@ static int check_instruction(const int64_t *code, int64_t itemsize, int64_t batc
 }
 
 /* A matrix of the batch at a place of the arena. */
-static int check_matrix(const int64_t *words, int64_t offset, int64_t columns)
+static int check_matrix(const int64_t *words, const int64_t *place)
 {
-    const int64_t itemsize = words[PLAN_ITEMSIZE], pad = LINE / itemsize;
+    const int64_t itemsize = words[PLAN_ITEMSIZE], pad = LINE / itemsize, offset = place[0], columns = place[1];
     return columns >= 1 && columns <= MOST_ELEMENTS && offset >= HEADER_BYTES / itemsize && offset % pad == 0 &&
            padded(columns, pad) <= MOST_ELEMENTS / words[PLAN_BATCH] &&
            fits(offset, words[PLAN_BATCH] * padded(columns, pad), words[PLAN_ARENA]);
+}
+
+static int check_rows(const int64_t *words, const int64_t *rows)
+{
+    const int64_t *first = rows + ROWS_FIRST, *second = rows + ROWS_SECOND;
+    return check_matrix(words, first) && (second[1] == 0 || check_matrix(words, second)) &&
+           rows[ROWS_COLUMNS] == first[1] + second[1];
 }
 
 static int check_routine(const int64_t *words, int kind)
@@ -216,9 +225,9 @@ static int check_routine(const int64_t *words, int kind)
     if (count < 0 || count > words[PLAN_SIZE] / (8 * INSTRUCTION_WORDS)) return 0;
     if (!fits(routine[ROUTINE_CODE], count * 8 * INSTRUCTION_WORDS, words[PLAN_SIZE]) || routine[ROUTINE_CODE] % 8)
         return 0;
-    if (!check_matrix(words, routine[ROUTINE_INPUT], routine[ROUTINE_INPUT_COLUMNS])) return 0;
-    if (own_target && !check_matrix(words, routine[ROUTINE_TARGET], routine[ROUTINE_TARGET_COLUMNS])) return 0;
-    if (infers && !check_matrix(words, routine[ROUTINE_OUTPUT], routine[ROUTINE_OUTPUT_COLUMNS])) return 0;
+    if (!check_rows(words, routine + ROUTINE_INPUT)) return 0;
+    if (own_target && !check_rows(words, routine + ROUTINE_TARGET)) return 0;
+    if (infers && !check_rows(words, routine + ROUTINE_OUTPUT)) return 0;
     if (!infers && (!fits(routine[ROUTINE_LOSS], 1, arena) || routine[ROUTINE_LOSS] < HEADER_BYTES / itemsize ||
                     routine[ROUTINE_CHECK] < 1 || routine[ROUTINE_CHECK] > count))
         return 0;
@@ -243,7 +252,7 @@ static uint64_t sum_of(const int64_t *words, int64_t count)
 /* There is a routine of this kind. An encoder may have no instruction, but it has an input. */
 static int has_routine(const int64_t *words, int kind)
 {
-    return words[PLAN_ROUTINES + kind * ROUTINE_WORDS + ROUTINE_INPUT_COLUMNS] != 0;
+    return words[PLAN_ROUTINES + kind * ROUTINE_WORDS + ROUTINE_INPUT] != 0;
 }
 
 static int columns_agree(int64_t *known, int64_t columns)
@@ -284,10 +293,10 @@ static int plan_open(const void *bytes, int64_t size, fastae_plan *plan)
         const int64_t *routine = words + PLAN_ROUTINES + kind * ROUTINE_WORDS;
         if (!check_routine(words, kind) ||
             routine[ROUTINE_CODE] + routine[ROUTINE_COUNT] * 8 * INSTRUCTION_WORDS > words[PLAN_SEGMENTS_AT] ||
-            !columns_agree(kind == FASTAE_DECODE ? &code : &input, routine[ROUTINE_INPUT_COLUMNS]) ||
+            !columns_agree(kind == FASTAE_DECODE ? &code : &input, routine[ROUTINE_INPUT]) ||
             (kind <= FASTAE_RECONSTRUCT &&
-             !columns_agree(kind == FASTAE_ENCODE ? &code : &output, routine[ROUTINE_OUTPUT_COLUMNS])) ||
-            (kind > FASTAE_EVALUATE && !columns_agree(&output, routine[ROUTINE_TARGET_COLUMNS])))
+             !columns_agree(kind == FASTAE_ENCODE ? &code : &output, routine[ROUTINE_OUTPUT])) ||
+            (kind > FASTAE_EVALUATE && !columns_agree(&output, routine[ROUTINE_TARGET])))
             return FASTAE_ERROR_FORMAT;
         routines |= INT64_C(1) << (kind > FASTAE_EVALUATE ? kind - 2 : kind);
     }
@@ -337,9 +346,17 @@ static int plan_store(const fastae_plan *plan, const void *arena, void *bytes)
 }
 
 /* Rows of the caller's into the arena, or back. */
-static void move_rows(char *to, int64_t to_step, const char *from, int64_t from_step, int64_t rows, int64_t bytes)
+static void move_rows(char *arena, const int64_t *place, char *outside, int out, int64_t count, int64_t itemsize)
 {
-    for (int64_t i = 0; i < rows; i++) memcpy(to + i * to_step, from + i * from_step, (size_t)bytes);
+    const int64_t all = place[ROWS_COLUMNS] * itemsize;
+    for (const int64_t *piece = place + ROWS_FIRST; piece < place + ROWS_WORDS; piece += 2) {
+        const int64_t bytes = piece[1] * itemsize, step = padded(piece[1], LINE / itemsize) * itemsize;
+        char *inside = arena + piece[0] * itemsize;
+        for (int64_t i = 0; i < count; i++)
+            memcpy(out ? outside + i * all : inside + i * step, out ? inside + i * step : outside + i * all,
+                   (size_t)bytes);
+        outside += bytes;
+    }
 }
 
 static int run_plan(const fastae_plan *plan, void *arena, int routine, int64_t rows, const void *input,
@@ -358,25 +375,23 @@ static int run_plan(const fastae_plan *plan, void *arena, int routine, int64_t r
         (uintptr_t)output % (uintptr_t)itemsize || (uintptr_t)losses % sizeof(double))
         return FASTAE_ERROR_ALIGNMENT;
     const int64_t *r = words + PLAN_ROUTINES + kind * ROUTINE_WORDS;
-    const int64_t most = MOST_ELEMENTS / (r[ROUTINE_INPUT_COLUMNS] > r[ROUTINE_OUTPUT_COLUMNS]
-                                              ? r[ROUTINE_INPUT_COLUMNS] : r[ROUTINE_OUTPUT_COLUMNS]);
+    const int64_t most = MOST_ELEMENTS / (r[ROUTINE_INPUT] > r[ROUTINE_OUTPUT]
+                                              ? r[ROUTINE_INPUT] : r[ROUTINE_OUTPUT]);
     if (rows < 1 || rows > most ||
         (routine == FASTAE_TRAIN && rows % batch && rows % batch < plan->needs_rows))
         return FASTAE_ERROR_SIZE;
 
     const Instruction *instructions = itemsize == 4 ? INSTRUCTIONS_f32 : INSTRUCTIONS_f64;
     const int64_t *code = words + r[ROUTINE_CODE] / 8;
-    const int64_t in_row = r[ROUTINE_INPUT_COLUMNS] * itemsize, out_row = r[ROUTINE_OUTPUT_COLUMNS] * itemsize;
-    const int64_t target_row = r[ROUTINE_TARGET_COLUMNS] * itemsize;
+    const int64_t in_row = r[ROUTINE_INPUT] * itemsize, out_row = r[ROUTINE_OUTPUT] * itemsize;
+    const int64_t target_row = r[ROUTINE_TARGET] * itemsize;
     char *at = (char *)arena;
     const uint64_t before = flush_denormals();
     for (int64_t start = 0, number = 0; start < rows && !error; start += batch, number++) {
         const int64_t count = rows - start < batch ? rows - start : batch;
-        move_rows(at + r[ROUTINE_INPUT] * itemsize, padded(r[ROUTINE_INPUT_COLUMNS], pad) * itemsize,
-                  (const char *)input + start * in_row, in_row, count, in_row);
+        move_rows(at, r + ROUTINE_INPUT, (char *)input + start * in_row, 0, count, itemsize);
         if (kind > FASTAE_EVALUATE)
-            move_rows(at + r[ROUTINE_TARGET] * itemsize, padded(r[ROUTINE_TARGET_COLUMNS], pad) * itemsize,
-                      (const char *)target + start * target_row, target_row, count, target_row);
+            move_rows(at, r + ROUTINE_TARGET, (char *)target + start * target_row, 0, count, itemsize);
         for (int64_t i = 0; i <= r[ROUTINE_COUNT]; i++) {
             if (!infers && i == r[ROUTINE_CHECK]) {
                 const double loss = itemsize == 4 ? (double)((const float *)arena)[r[ROUTINE_LOSS]]
@@ -401,8 +416,7 @@ static int run_plan(const fastae_plan *plan, void *arena, int routine, int64_t r
             }
         }
         if (infers)
-            move_rows((char *)output + start * out_row, out_row, at + r[ROUTINE_OUTPUT] * itemsize,
-                      padded(r[ROUTINE_OUTPUT_COLUMNS], pad) * itemsize, count, out_row);
+            move_rows(at, r + ROUTINE_OUTPUT, (char *)output + start * out_row, 1, count, itemsize);
         if (!error && r[ROUTINE_TRAINS]) ((int64_t *)arena)[0]++;
     }
     restore_denormals(before);

@@ -111,44 +111,54 @@ STATIC void F(outer)(const REAL *a, Py_ssize_t a_row, Py_ssize_t a_step, const R
 #undef OUTER
 #undef OUTER_1_4
 
-/* DOT_ROWS x 4 dot products of length m; rows and columns beyond the edge repeat the last one and are not stored. */
-#define DOT_SUMS ((DOT_ROWS * 4 + LANES - 1) / LANES * LANES)
-STATIC void F(dot)(const REAL *a, Py_ssize_t a_row, const REAL *b, Py_ssize_t b_row, Py_ssize_t m, REAL *c,
-                   Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns)
+/* DOT_ROWS x Q dot products of length m; rows and columns beyond the edge repeat the last one and are not stored. */
+#define DOT_SUMS(Q) ((DOT_ROWS * (Q) + LANES - 1) / LANES * LANES)
+INLINE void F(dot_tile)(const int Q, const REAL *a, Py_ssize_t a_row, const REAL *b, Py_ssize_t b_row, Py_ssize_t m,
+                        REAL *c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns)
 {
     const REAL *ar[DOT_ROWS], *bq[4];
-    V acc[DOT_SUMS];
+    V acc[DOT_SUMS(4)];
     UNROLL for (int r = 0; r < DOT_ROWS; r++) ar[r] = a + (r < rows ? r : rows - 1) * a_row;
-    UNROLL for (int q = 0; q < 4; q++) bq[q] = b + (q < columns ? q : columns - 1) * b_row;
-    UNROLL for (int i = 0; i < DOT_SUMS; i++) acc[i] = (V){0};
+    UNROLL for (int q = 0; q < Q; q++) bq[q] = b + (q < columns ? q : columns - 1) * b_row;
+    UNROLL for (int i = 0; i < DOT_SUMS(Q); i++) acc[i] = (V){0};
     const Py_ssize_t whole = m / LANES * LANES;
     for (Py_ssize_t i = 0; i < whole; i += LANES) {
         V av[DOT_ROWS];
         UNROLL for (int r = 0; r < DOT_ROWS; r++) av[r] = F(load)(ar[r] + i);
-        UNROLL for (int q = 0; q < 4; q++)
+        UNROLL for (int q = 0; q < Q; q++)
         {
             const V bv = F(load)(bq[q] + i);
-            UNROLL for (int r = 0; r < DOT_ROWS; r++) acc[r * 4 + q] += av[r] * bv;
+            UNROLL for (int r = 0; r < DOT_ROWS; r++) acc[r * Q + q] += av[r] * bv;
         }
     }
     if (whole < m) { /* zeros beyond the end: the padding of a row is never read */
         V av[DOT_ROWS];
         UNROLL for (int r = 0; r < DOT_ROWS; r++) av[r] = F(load_part)(ar[r] + whole, m - whole);
-        UNROLL for (int q = 0; q < 4; q++)
+        UNROLL for (int q = 0; q < Q; q++)
         {
             const V bv = F(load_part)(bq[q] + whole, m - whole);
-            UNROLL for (int r = 0; r < DOT_ROWS; r++) acc[r * 4 + q] += av[r] * bv;
+            UNROLL for (int r = 0; r < DOT_ROWS; r++) acc[r * Q + q] += av[r] * bv;
         }
     }
-    REAL sums[DOT_SUMS];
-    UNROLL for (int i = 0; i < DOT_SUMS; i += LANES) F(store)(sums + i, F(lane_sums)(acc + i));
+    REAL sums[DOT_SUMS(4)];
+    UNROLL for (int i = 0; i < DOT_SUMS(Q); i += LANES) F(store)(sums + i, F(lane_sums)(acc + i));
     if (columns == 4)
         for (Py_ssize_t r = 0; r < rows; r++) memcpy(c + r * c_row, sums + r * 4, 4 * sizeof(REAL));
     else
         for (Py_ssize_t r = 0; r < rows; r++)
-            for (Py_ssize_t q = 0; q < columns; q++) c[r * c_row + q] = sums[r * 4 + q];
+            for (Py_ssize_t q = 0; q < columns; q++) c[r * c_row + q] = sums[r * Q + q];
 }
 #undef DOT_SUMS
+
+/* At most 4 columns. The last two of ten, say, are a smaller tile, with the same bits. */
+STATIC void F(dot)(const REAL *a, Py_ssize_t a_row, const REAL *b, Py_ssize_t b_row, Py_ssize_t m, REAL *c,
+                   Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns)
+{
+    if (columns > 2)
+        F(dot_tile)(4, a, a_row, b, b_row, m, c, c_row, rows, columns);
+    else
+        F(dot_tile)(2, a, a_row, b, b_row, m, c, c_row, rows, columns);
+}
 
 /* Sums of the rows of a, for some vectors of columns at a time, which stay in registers. */
 #define SUMS 4
