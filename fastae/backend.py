@@ -381,8 +381,10 @@ def register_backend(name: str, module: ModuleType) -> Backend:
 
             class Executor(fastae.executor.PythonExecutor):
                 kernels = sys.modules[__name__]
-    ``SHARDS``, optional
+    ``SHARDED``, optional
         Whether the executor runs padded Programs in shards (`fastae.sharding`), a bool; False if not there.
+        It then finds the input, target and output in `Slot.pieces`, runs an instruction of one shard
+        (`Instruction.shard`, column SHARD of the code) in one thread, and reads the loss in `Routine.losses`.
     ``BORROWS``, optional
         Names of fastae's backends whose kernels this one calls, as ``("numpy",)`` for one that measures
         them. What is not named there is refused, so that a figure is of what it says.
@@ -526,7 +528,7 @@ def check(name: str, module: ModuleType) -> Backend:
     TypeError
         If a kernel takes other arguments than its row has; all such are listed.
     ValueError
-        If PADDED, FUSED_UPDATE, SHARDS, Executor or BORROWS is not what it must be.
+        If PADDED, FUSED_UPDATE, SHARDED, Executor or BORROWS is not what it must be.
     RuntimeError
         If a kernel is borrowed from elsewhere.
     """
@@ -564,7 +566,7 @@ def layout(module: ModuleType) -> Layout:
     return {
         "padded": module.PADDED,
         "fused_update": module.FUSED_UPDATE,
-        "shards": getattr(module, "SHARDS", False),
+        "shards": getattr(module, "SHARDED", False),
     }
 
 
@@ -649,7 +651,7 @@ def _check_beside(name: str, module: ModuleType) -> None:
     for flag, value in (
         ("PADDED", module.PADDED),
         ("FUSED_UPDATE", module.FUSED_UPDATE),
-        ("SHARDS", getattr(module, "SHARDS", False)),
+        ("SHARDED", getattr(module, "SHARDED", False)),
     ):
         if type(value) is not bool:
             raise ValueError(f"backend {name!r}: {flag}: expected True or False, given {value!r}")

@@ -38,17 +38,16 @@ def meetings(routine: Routine, rows: int) -> list[int]:
     own = routine.gathered if routine.gathered_by_each else ()
     gathered = [slot for slot in routine.gathered if slot not in own]
     steps: list[Step] = [(None, True, [(slot, True) for slot in (COUNTER, *gathered) if not slot.shards])]
-    steps += [
-        (shard, False, [(slot.shards[shard], True) for slot in gathered if slot.shards])
-        for shard in range(routine.shards)
-    ]
+    for slot in gathered:
+        steps += [(shard, False, [(piece, True)]) for shard, piece in enumerate(slot.shards)]
     gathering = len(steps) - 1  # they begin at once
     steps += [
         (i.shard, i.by_rows(rows), [(slot, array.written) for array, slot in i.arrays if slot not in own])
         for i in routine.instructions
     ]
     result = routine.output
-    steps.append((None, True, [(result, False)] if result is not None and result not in own else []))
+    handed_out = () if result is None or result in own else result.pieces
+    steps.append((None, True, [(piece, False) for piece in handed_out]))
 
     barriers = [0] * len(steps)
     certain = last = 0  # the first step since they met, for certain or at all

@@ -611,7 +611,8 @@ def lower(
         In training the network reads the batch with this noise, drawn anew for each batch; the loss
         compares its output with the batch as it is, or with the target.
     shards : bool
-        Put a padded Program into shards, one for each of two threads, where that pays: `fastae.sharding`.
+        Put a padded Program with fused updates into shards, one for each of two threads, where that pays:
+        `fastae.sharding`.
 
     Returns
     -------

@@ -360,8 +360,9 @@ class Routine:
 
     @cached_property
     def shards(self) -> int:
-        """How many threads have instructions of their own, so that more are of no use; 0 where none has."""
-        return max((0 if i.shard is None else i.shard + 1 for i in self.instructions), default=0)
+        """How many threads have instructions or columns of their own, so that more are of no use; else 0."""
+        numbers = [0 if i.shard is None else i.shard + 1 for i in self.instructions]
+        return max([len(self.input.shards), *numbers])
 
     @cached_property
     def gathered(self) -> tuple[Slot, ...]:
@@ -438,7 +439,7 @@ class Routine:
                     _operand_text(i),
                     f"{i.flops() / 1e6:.3f}",
                     f"{i.bytes(self.itemsize) / 1024:.1f}",
-                    i.note,
+                    i.note if i.shard is None else f"shard {i.shard}{'; ' * bool(i.note)}{i.note}",
                 )
             )
         lines.append(("", "total", "", f"{self.flops() / 1e6:.3f}", f"{self.bytes() / 1024:.1f}", ""))
@@ -452,7 +453,14 @@ class Routine:
             for line in lines
         ]
         head = f"{self.name}, {self.capacity} rows" + (f", loss after {self.check}" if self.check else "")
+        head += f", {self.shards} shards" if self.shards else ""
         return "\n".join([head, *text, *(f"  note: {note}" for note in self.notes)])
+
+
+def _parameter(state: str) -> str:
+    """The parameter, or its shard, that a state belongs to: of "in.weight.exp_avg.0" it is "in.weight.0"."""
+    name, _, last = state.rpartition(".")
+    return f"{name.rpartition('.')[0]}.{last}" if last.isdigit() else name
 
 
 def _operand_text(instruction: Instruction) -> str:
@@ -482,7 +490,7 @@ def _operand_text(instruction: Instruction) -> str:
             continue
         is_written = isinstance(argument, Array) and argument.written
         state = isinstance(argument, Array) and argument.role == "state"
-        if state and isinstance(operand, Slot) and operand.name.rpartition(".")[0] in names:
+        if state and isinstance(operand, Slot) and _parameter(operand.name) in names:
             text = operand.name  # of the optimiser, for the parameter of that name
         else:
             text = f"{argument.name}={operand:g}" if isinstance(operand, int | float) else str(operand)
@@ -668,10 +676,7 @@ class Program:
         With padding it is strided. Where rows lie side by side, or columns in shards, it is a copy that
         cannot be written to: `write` is for those.
         """
-        if not isinstance(slot, Slot):
-            if slot not in self.slots:
-                raise ValueError(f"slot must be one of {', '.join(self.slots)}; got {slot!r}")
-            slot = self.slots[slot]
+        slot = self._slot(slot)
         if slot.index:
             return self.header(arena)[slot.offset : slot.offset + slot.size]
         if slot.shards:
@@ -693,18 +698,41 @@ class Program:
         return np.ndarray(slot.shape, self.dtype, self._checked(arena), slot.offset * item, tuple(strides))
 
     def write(self, arena: npt.NDArray[Any], slot: str | Slot, values: npt.ArrayLike) -> None:
-        """Set a slot of an arena, of any layout but images side by side, to `values` of its logical shape.
+        """Set a slot of an arena to values of its logical shape, whatever its layout but images side by side.
 
-        They may have fewer rows, which then are the first ones, or be a number for all.
+        Parameters
+        ----------
+        arena : ndarray
+            Written only when all is as it must be.
+        slot : str or Slot
+            Which.
+        values : array of real numbers
+            Of the slot's shape, or one number for all of it. For a batch also the first of its rows.
+
+        Raises
+        ------
+        ValueError
+            When there is no such slot, or the values have another shape.
         """
-        slot = slot if isinstance(slot, Slot) else self.slots[slot]
-        array = np.asarray(values).T if slot.transposed else np.asarray(values)
-        first = 0
-        for shard in slot.pieces:
-            part = array[..., first : first + shard.shape[-1]] if array.ndim else array
-            rows = self.view(arena, shard)
-            rows[: len(part) if part.ndim == rows.ndim else None] = part
-            first += shard.shape[-1]
+        slot = self._slot(slot)
+        array = np.asarray(values)
+        rows = array.shape[:1] if slot.batched and array.shape[:1] <= slot.shape[:1] else slot.shape[:1]
+        if array.ndim and array.shape != (*rows, *slot.shape[1:]):
+            raise ValueError(f"{slot.name} must have shape {slot.shape}; got {array.shape}")
+        array, first = array.T if slot.transposed else array, 0
+        for piece in slot.pieces:
+            columns = piece.shape[-1]
+            part = array[..., first : first + columns] if array.ndim else array
+            view = self.view(arena, piece)
+            view[: len(part) if slot.batched and array.ndim else None] = part
+            first += columns
+
+    def _slot(self, slot: str | Slot) -> Slot:
+        if isinstance(slot, Slot):
+            return slot
+        if slot not in self.slots:
+            raise ValueError(f"slot must be one of {', '.join(self.slots)}; got {slot!r}")
+        return self.slots[slot]
 
     def read_weights(self, arena: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """Return copies of every parameter by name."""

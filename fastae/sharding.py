@@ -2,9 +2,9 @@
 
 ::
 
-    shard 0   x.0 ── x.0 w.0 ──┬── h ──── y.0 ── loss.0, da.0 ── da.0 v.0^T ──┬── dh ──── updates of w.0, v.0
-                           exchanged                                    exchanged
-    shard 1   x.1 ── x.1 w.1 ──┴── h.1 ── y.1 ── loss.1, da.1 ── da.1 v.1^T ──┴── dh.1 ── updates of w.1, v.1
+    shard 0   x.0 ── x.0 w.0 ──┬── h ── y.0 ── loss, da.0 ── da.0 v.0^T ──┬── dh ── updates of w.0, v.0
+                           exchanged                                  exchanged
+    shard 1   x.1 ── x.1 w.1 ──┴── h ── y.1 ── loss, da.1 ── da.1 v.1^T ──┴── dh ── updates of w.1, v.1
 
 What one core writes and another has read must be called back before it is written again, line by line. In a
 small network that takes as long as the arithmetic, however threads share out each instruction: one updates a
@@ -12,6 +12,9 @@ weight and others read it. Here half of a wide layer's columns, with all that be
 and of what the optimiser keeps, stays with one thread; what is narrow both have and compute; and what passes
 from one to the other are sums, of as many numbers as a narrow layer has. That is the tensor parallelism of
 Megatron-LM (Shoeybi et al., 2019), for two cores.
+
+(A weight from wide to narrow is not cut: its rows are those of one shard, then those of the other. Where they
+would be shorter than a line they lie transposed, and apart as the columns of a weight from narrow to wide.)
 
 One thread computes the same halves one after the other: the same sums, to the same bits.
 """
@@ -31,24 +34,30 @@ __all__ = ["SHARDS", "sharded"]
 #: More threads have no work in a network so small.
 SHARDS: Final = 2
 
-#: Columns of the narrowest rows worth two halves.
+#: Columns of the narrowest rows in two halves: 4 lines of cache each. Chosen, not measured.
 _LEAST_COLUMNS = 128
 
 #: Between what belongs to one shard and what to the other: so many rows, and lines.
 _ROOM_ROWS, _ROOM_LINES = 8, 16
 
-#: Of the arithmetic, what both threads may do because it is narrow.
+#: Of the products, what both threads may compute because it is narrow: 1 / 118 of those of quark_mlp. Chosen,
+#: not measured.
 _MOST_COPIED = 1 / 8
-
 
 _UPDATES: Final = ("dense_sgd", "dense_adam")
 
 #: Instructions there is a method for.
-_KNOWN: Final = {"dense_forward", "dense_input_grad", *_UPDATES, "sse", "mse", "total"} | {
-    "subsample_forward",
-    "branch_sum",
-    "activation_forward",
+_KNOWN: Final = {
     "activation_backward",
+    "activation_forward",
+    "branch_sum",
+    "dense_forward",
+    "dense_input_grad",
+    "mse",
+    "sse",
+    "subsample_forward",
+    "total",
+    *_UPDATES,
 }
 
 
@@ -64,7 +73,7 @@ def sharded(program: Program) -> Program:
     program : Program
         In shards it pays for dense layers with small weights, from rows of 128 columns or more to narrow ones
         and back to as many, with linear links, sse or mse, and updates that are fused with their gradients.
-        The batch size does not matter, so that a row gives the same bits in any.
+        Neither the batch size nor the optimiser's constants matter: a row gives the same bits in any batch.
 
     Returns
     -------
@@ -112,7 +121,9 @@ class _Sharding:
         self.copies: dict[str, Slot] = {}  # that the second shard has of what both have
         self.waiting: list[Instruction] = []
         self.read: dict[str, Slot] = {}  # what a routine takes copies of
-        self.flops = self.flops_of_copies = 0.0
+        self.multiplied = self.copied = (
+            0  # numbers of weights that a row is multiplied by, and by both threads
+        )
 
     def whole(self) -> list[Routine]:
         return list(dict.fromkeys([*self.program.losing.values(), *self.program.routines.values()]))
@@ -120,7 +131,7 @@ class _Sharding:
     def run(self) -> Program:
         old = self.program
         done = {id(routine): self.routine(routine) for routine in self.whole()}
-        if self.flops_of_copies > _MOST_COPIED * self.flops:
+        if self.copied > _MOST_COPIED * self.multiplied:
             raise _Refused
         return replace(
             old,
@@ -143,7 +154,8 @@ class _Sharding:
         transposed = slot.name in self.turned
         *rows, columns = slot.shape[::-1] if transposed else slot.shape
         first = self.first.get(slot.name, self.turned.get(slot.name, self.half))
-        if slot.name == "scratch" or (first == self.half and columns != self.columns):
+        one_a_row = slot.batched and len(slot.shape) == 1
+        if one_a_row or slot.name == "scratch" or (first == self.half and columns != self.columns):
             return slot
         shapes = enumerate(((*rows, first), (*rows, columns - first)))
         shards = tuple(replace(slot, name=f"{slot.name}.{s}", shape=shape) for s, shape in shapes)
@@ -213,8 +225,8 @@ class _Sharding:
         return self.own(slot, shard)
 
     def own(self, slot: Slot, shard: int, name: str = "") -> Slot:
-        """A slot like another for one shard alone."""
-        name = f"{slot.name}{name}.{shard}"
+        """A slot like another for one shard alone: its `name`, or a copy."""
+        name = f"{slot.name}.{name}.{shard}" if name else f"{slot.name}.copy"
         if name not in self.copies:
             self.copies[name] = self.place(replace(slot, name=name))
             self.leave_room(slot)
@@ -230,7 +242,8 @@ class _Sharding:
         if w.shards:
             raise _Refused
         begin, count = (first.columns, second.columns) if shard else (0, first.columns)
-        return replace(w, offset=w.offset + begin * w.stride, shape=(count, w.shape[1]))
+        name = f"{w.name}.{shard}"
+        return replace(w, name=name, offset=w.offset + begin * w.stride, shape=(count, w.shape[1]))
 
     # Routines
 
@@ -243,10 +256,10 @@ class _Sharding:
         given = {old.input.name, *(parameter.name for parameter in self.program.parameters)}
         for name, slot in self.read.items():
             if name in given:
-                x, y = self.lines(slot), self.lines(self.copies[f"{name}.1"])
+                x, y = self.lines(slot), self.lines(self.copies[f"{name}.copy"])
                 self.emit("activation_forward", 1, f"copy of {name}", x=x, activation="linear", y=y)
         instructions = self.emitted + instructions
-        losses = () if old.loss is None else (self.slots["loss"], self.copies["loss.1"])
+        losses = () if old.loss is None else (self.slots["loss"], self.copies["loss.copy"])
         places = {loss.offset for loss in losses}
         knows = [
             n
@@ -275,9 +288,10 @@ class _Sharding:
         if late:
             self.waiting.append(Instruction(kernel, given, note, shard))
             return
-        made = {slot.offset for i in self.waiting for a, slot in i.arrays if a.written}
-        if any(isinstance(o, Slot) and o.offset in made for o in given):
-            self.exchange()
+        if self.waiting:
+            made = {slot.offset for i in self.waiting for a, slot in i.arrays if a.written}
+            if any(isinstance(o, Slot) and o.offset in made for o in given):
+                self.exchange()
         self.emitted.append(Instruction(kernel, given, note, shard))
 
     def exchange(self) -> None:
@@ -285,13 +299,13 @@ class _Sharding:
         self.emitted += self.waiting
         self.waiting = []
 
-    def each(self, i: Instruction, kernel: str = "", **changes: Any) -> None:
+    def each(self, i: Instruction) -> None:
         """Append an instruction for each shard, on what that has of the operands."""
         for shard in range(SHARDS):
             named: dict[str, Any] = {
                 n: self.of(o, shard) if isinstance(o, Slot) else o for n, o in _named(i).items()
             }
-            self.emit(kernel or i.kernel, shard, i.note, **named | changes)
+            self.emit(i.kernel, shard, i.note, **named)
 
     def added(
         self, parts: tuple[Slot, ...], y: Slot, note: str, b: Slot | None = None, activation: str = "linear"
@@ -307,16 +321,16 @@ class _Sharding:
         x, w, b, y = o["x"], o["w"], o["b"], o["y"]
         if math.prod(w.shape) > SMALL_WEIGHT or (self.is_wide(x) and self.is_wide(y)):
             raise _Refused
-        self.flops += i.flops()
+        self.multiplied += math.prod(w.shape)
         if not self.is_wide(x):
-            self.flops_of_copies += 0 if self.is_wide(y) else i.flops()
+            self.copied += 0 if self.is_wide(y) else math.prod(w.shape)
             return self.each(i)
-        sums = tuple(self.own(self.slots[y.name], shard, ".sum") for shard in range(SHARDS))
+        sums = tuple(self.own(self.slots[y.name], shard, "sum") for shard in range(SHARDS))
         for shard, part in enumerate(sums):
             rows, own = self.rows(w, x, shard), self.of(x, shard)
             if w.name in self.turned:
                 operands: dict[str, Any] = {"da": own, "w": rows, "dx": part}
-                self.emit("dense_input_grad", shard, "weight transposed", activation="linear", **operands)
+                self.emit("dense_input_grad", shard, "x w, w transposed", activation="linear", **operands)
             else:
                 self.emit("dense_forward", shard, x=own, w=rows, activation="linear", y=part)
         self.added(sums, y, i.note or "parts of both shards", b, o["activation"])
@@ -325,11 +339,11 @@ class _Sharding:
         da, w, x, dx, f = o["da"], o["w"], o["x"], o["dx"], o["activation"]
         if self.is_wide(dx):
             raise _Refused
-        self.flops += i.flops()
+        self.multiplied += math.prod(w.shape)
         if not self.is_wide(da):
-            self.flops_of_copies += i.flops()
+            self.copied += math.prod(w.shape)
             return self.each(i)
-        sums = tuple(self.own(self.slots[dx.name], shard, ".sum") for shard in range(SHARDS))
+        sums = tuple(self.own(self.slots[dx.name], shard, "sum") for shard in range(SHARDS))
         for shard, part in enumerate(sums):
             own: dict[str, Any] = {"da": self.of(da, shard), "w": self.of(w, shard)}
             self.emit("dense_input_grad", shard, **own, activation="linear", dx=part)
@@ -338,7 +352,7 @@ class _Sharding:
             for shard in range(SHARDS):
                 out, saved = self.of(dx, shard), self.of(x, shard)
                 operands: dict[str, Any] = {"dy": out, "y": saved, "dx": out}
-                self.emit("activation_backward", shard, i.note, late=True, activation=f, **operands)
+                self.emit("activation_backward", shard, late=True, activation=f, **operands)
 
     def mse(self, i: Instruction, o: dict[str, Any]) -> None:
         self.sse(i, o, "mse_part", columns=self.columns)
@@ -347,14 +361,18 @@ class _Sharding:
         if not self.is_wide(o["y"]):
             raise _Refused
         weight = o["sample_weight"] and self.slots[o["sample_weight"].name]  # read by both
-        self.each(i, kernel, sample_weight=weight, **constants)
+        rows = self.slots["row_loss"]
+        for shard in range(SHARDS):
+            own = {n: self.of(o[n], shard) for n in ("y", "target", "da")}
+            own |= {"sample_weight": weight, "row_loss": self.own(rows, shard, "sum")}
+            self.emit(kernel, shard, i.note, **o | own | constants)
         for shard in range(SHARDS):  # at once: what both need is exchanged at one time
-            own = self.of(o["row_loss"], shard)
-            self.emit("total", shard, row_loss=own, loss=self.own(self.slots["loss"], shard, ".sum"))
+            total = self.own(self.slots["loss"], shard, "sum")
+            self.emit("total", shard, row_loss=self.own(rows, shard, "sum"), loss=total)
 
     def total(self, i: Instruction, o: dict[str, Any]) -> None:
         loss = self.slots["loss"]
-        parts = tuple(_matrix(self.own(loss, shard, ".sum")) for shard in range(SHARDS))
+        parts = tuple(_matrix(self.own(loss, shard, "sum")) for shard in range(SHARDS))
         self.added(parts, loss, "losses of both shards")
         self.exchange()  # nothing is learnt before it is known
 
@@ -375,7 +393,6 @@ class _Sharding:
         x, da = o["x"], o["da"]
         if self.is_wide(x) and self.is_wide(da):
             raise _Refused
-        self.flops += i.flops()
         if self.is_wide(da):
             return self.each(i)
         if not self.is_wide(x):
@@ -392,7 +409,7 @@ class _Sharding:
                     own[name] = self.rows(slot, x, shard)
                 elif dims.get(name) == ("m",):
                     own[name] = None if shard or turned else self.of(slot, 0)
-            self.emit(i.kernel, shard, "weight transposed; " * turned + i.note, **o | own)
+            self.emit(i.kernel, shard, "w transposed; " * turned + i.note, **o | own)
         if turned and o["b"] is not None:
             self.update_bias(da, o)
 
@@ -401,7 +418,7 @@ class _Sharding:
     def update_bias(self, da: Slot, o: dict[str, Any]) -> None:
         """Update a bias whose weight lies transposed, so that their update does not have it."""
         optimizer = self.program.optimizer
-        b, g = self.slots[o["b"].name], self.own(self.slots[o["b"].name], 0, ".grad")
+        b, g = self.slots[o["b"].name], self.own(self.slots[o["b"].name], 0, "grad")
         states = {state: self.of(o[f"{state}_b"], 0) for state in optimizer.states}
         self.emit("bias_grad", 0, da=self.of(da, 0), db=g)
         self.emit(optimizer.kernel, 0, **o | states | {"g": g, "w": b})

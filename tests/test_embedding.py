@@ -792,7 +792,8 @@ runner = ck.function.__wrapped__("run")
 del opener.errcheck, runner.errcheck
 rng = np.random.default_rng(int(sys.argv[2]))
 counts = {True: 0, False: 0}
-for at in range(end):
+first = 16 + 7 * 20  # the instructions of a larger network: some words of each
+for at in [*range(first), *range(first, end, int(sys.argv[3]))]:
     changes = [-1, 0, 1, 2**62, -(2**63), int(words[at]) + 1, int(words[at]) - 1, int(words[at]) + 64,
                int(rng.integers(0, 2000)), 2**31 - 1, 2**40, int(words[11]), int(words[11]) - 16]
     for value in changes:
@@ -820,7 +821,7 @@ print(counts[True], counts[False])
 """
 
 
-@pytest.mark.parametrize("which", ["dense", "images"])
+@pytest.mark.parametrize("which", ["dense", "images", "shards"])
 def test_hostile_plan(tmp_path, which):
     """Every number changed in 13 ways under a right checksum: refused, or it runs within its memory.
 
@@ -833,10 +834,14 @@ def test_hostile_plan(tmp_path, which):
             decoder=[fastae.Upsample2D(2), fastae.ConvTranspose2D(1, 3)],
             input_shape=(1, 6, 6),
         )
+    if which == "shards":
+        net = Network([Dense(2)], [Dense(128)], 128)
+    trainer = trainer_of(net, batch_size=3, optimizer=fastae.SGD(0.1))
+    assert bool(trainer.program.slots["batch"].shards) == (which == "shards")
     path = tmp_path / "plan"
-    path.write_bytes(fastae.plan(trainer_of(net, batch_size=3, optimizer=fastae.SGD(0.1))))
+    path.write_bytes(fastae.plan(trainer))
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", HOSTILE, str(path), "0"],
+        [sys.executable, "-W", "ignore", "-c", HOSTILE, str(path), "0", "11" if which == "shards" else "1"],
         capture_output=True,
         text=True,
         check=False,

@@ -33,7 +33,7 @@ from fastae.layers import (
 from fastae.lowering import build, lower
 from fastae.network import Network
 from fastae.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
-from fastae.program import COUNTER, STEP, WIDTH, row_stride
+from fastae.program import COUNTER, SHARD, STEP, WIDTH, row_stride
 
 SHORT = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
@@ -1246,7 +1246,7 @@ def test_codes_are_kept_and_rows_checked():
 
 def test_every_instruction_fits_the_width():
     for row in KERNELS.values():
-        assert 2 + len(row.arguments) + len(row.dims) <= WIDTH
+        assert 2 + len(row.arguments) + len(row.dims) <= SHARD
 
 
 # -- the listing ----------------------------------------------------------------------------------------

@@ -397,7 +397,7 @@ def _sse(y, target, sample_weight, activation, row_loss, da, part, parts):
 
 @njit(**OPTIONS)
 def _mse_part(y, target, sample_weight, activation, columns, row_loss, da, part, parts):
-    two, count = y.dtype.type(2), y.dtype.type(y.shape[0] * columns)
+    two, count = y.dtype.type(2), y.dtype.type(float(y.shape[0]) * columns)
     for i in range(*share(y.shape[0], part, parts)):
         factor = _weight(y, sample_weight, i) / count
         row_loss[i] = factor * _squared_error(row_of(y, i), row_of(target, i), row_of(da, i), two * factor)

@@ -15,7 +15,7 @@ from fastae.kernels.table import KERNELS
 
 PADDED = True
 FUSED_UPDATE = True
-SHARDS = True
+SHARDED = True
 
 #: Instruction sets, best first: the level a processor must have, and the extension module.
 VARIANTS: dict[str, tuple[int, str]] = (
@@ -54,6 +54,6 @@ def describe() -> dict[str, str]:
     return {"instruction set": instruction_set, "compiler": _module.COMPILER}
 
 
-__all__ = ["FUSED_UPDATE", "INSTRUCTIONS", "PADDED", "SHARDS", "VARIANTS", "Executor"]
+__all__ = ["FUSED_UPDATE", "INSTRUCTIONS", "PADDED", "SHARDED", "VARIANTS", "Executor"]
 __all__ += ["describe", "instruction_set", "prepare"]
 __all__ += KERNELS

@@ -9,7 +9,7 @@
 #include "fastae.h"
 
 enum { REAL_ARRAY, INDEX, INTEGER_CONSTANT, REAL_CONSTANT };
-enum { MOST_ARGUMENTS = 24, MOST_OPERANDS = 38, MOST_DIMS = 16 };
+enum { MOST_ARGUMENTS = 24, MOST_OPERANDS = 37, MOST_DIMS = 16 };
 
 typedef struct {
     signed char kind, rank, dims[4]; /* place among the dims, or -1 - size */

@@ -241,6 +241,8 @@ cdef Rows rows_of(slot, Py_ssize_t distance) except *:
     cdef Rows rows
     cdef Py_ssize_t first = 0
     shards = slot.shards or (slot,)
+    if len(shards) > MOST_SHARDS:
+        raise ValueError(f"{slot}: expected at most {MOST_SHARDS} shards, got {len(shards)}")
     rows.columns, rows.matrices = slot.columns, len(shards)
     for m, shard in enumerate(shards):
         rows.matrix[m] = Matrix(offset=shard.offset + distance, first=first, columns=shard.columns)
@@ -420,7 +422,8 @@ cdef class Executor:
     n_threads : int or None
         Threads that share each instruction or, in inference of several batches, the batches; at least 1.
         None: chosen for each run by its work and, where they share instructions, while it runs by what is
-        measured to be faster, the team or one thread. The bits are the same for any number.
+        measured to be faster, the team or one thread. The bits are the same for any number. A Program in
+        shards takes no more than it has shards, but for inference of several batches.
 
     Raises
     ------

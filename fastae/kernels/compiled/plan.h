@@ -212,7 +212,8 @@ static int check_matrix(const int64_t *words, const int64_t *place)
 static int check_rows(const int64_t *words, const int64_t *rows)
 {
     const int64_t *first = rows + ROWS_FIRST, *second = rows + ROWS_SECOND;
-    return check_matrix(words, first) && (second[1] == 0 || check_matrix(words, second)) &&
+    const int alone = second[0] == 0 && second[1] == 0;
+    return check_matrix(words, first) && (alone || check_matrix(words, second)) &&
            rows[ROWS_COLUMNS] == first[1] + second[1];
 }
 
@@ -345,17 +346,26 @@ static int plan_store(const fastae_plan *plan, const void *arena, void *bytes)
     return FASTAE_OK;
 }
 
-/* Rows of the caller's into the arena, or back. */
-static void move_rows(char *arena, const int64_t *place, char *outside, int out, int64_t count, int64_t itemsize)
+/* Rows of the caller's into the arena, and back. */
+static void move_in(char *arena, const int64_t *rows, const char *from, int64_t count, int64_t itemsize)
 {
-    const int64_t all = place[ROWS_COLUMNS] * itemsize;
-    for (const int64_t *piece = place + ROWS_FIRST; piece < place + ROWS_WORDS; piece += 2) {
-        const int64_t bytes = piece[1] * itemsize, step = padded(piece[1], LINE / itemsize) * itemsize;
-        char *inside = arena + piece[0] * itemsize;
+    for (const int64_t *piece = rows + ROWS_FIRST; piece < rows + ROWS_WORDS; piece += 2) {
+        const int64_t step = padded(piece[1], LINE / itemsize) * itemsize;
         for (int64_t i = 0; i < count; i++)
-            memcpy(out ? outside + i * all : inside + i * step, out ? inside + i * step : outside + i * all,
-                   (size_t)bytes);
-        outside += bytes;
+            memcpy(arena + piece[0] * itemsize + i * step, from + i * rows[ROWS_COLUMNS] * itemsize,
+                   (size_t)(piece[1] * itemsize));
+        from += piece[1] * itemsize;
+    }
+}
+
+static void move_out(const char *arena, const int64_t *rows, char *to, int64_t count, int64_t itemsize)
+{
+    for (const int64_t *piece = rows + ROWS_FIRST; piece < rows + ROWS_WORDS; piece += 2) {
+        const int64_t step = padded(piece[1], LINE / itemsize) * itemsize;
+        for (int64_t i = 0; i < count; i++)
+            memcpy(to + i * rows[ROWS_COLUMNS] * itemsize, arena + piece[0] * itemsize + i * step,
+                   (size_t)(piece[1] * itemsize));
+        to += piece[1] * itemsize;
     }
 }
 
@@ -389,9 +399,9 @@ static int run_plan(const fastae_plan *plan, void *arena, int routine, int64_t r
     const uint64_t before = flush_denormals();
     for (int64_t start = 0, number = 0; start < rows && !error; start += batch, number++) {
         const int64_t count = rows - start < batch ? rows - start : batch;
-        move_rows(at, r + ROUTINE_INPUT, (char *)input + start * in_row, 0, count, itemsize);
+        move_in(at, r + ROUTINE_INPUT, (const char *)input + start * in_row, count, itemsize);
         if (kind > FASTAE_EVALUATE)
-            move_rows(at, r + ROUTINE_TARGET, (char *)target + start * target_row, 0, count, itemsize);
+            move_in(at, r + ROUTINE_TARGET, (const char *)target + start * target_row, count, itemsize);
         for (int64_t i = 0; i <= r[ROUTINE_COUNT]; i++) {
             if (!infers && i == r[ROUTINE_CHECK]) {
                 const double loss = itemsize == 4 ? (double)((const float *)arena)[r[ROUTINE_LOSS]]
@@ -416,7 +426,7 @@ static int run_plan(const fastae_plan *plan, void *arena, int routine, int64_t r
             }
         }
         if (infers)
-            move_rows(at, r + ROUTINE_OUTPUT, (char *)output + start * out_row, 1, count, itemsize);
+            move_out(at, r + ROUTINE_OUTPUT, (char *)output + start * out_row, count, itemsize);
         if (!error && r[ROUTINE_TRAINS]) ((int64_t *)arena)[0]++;
     }
     restore_denormals(before);
