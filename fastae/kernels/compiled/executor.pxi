@@ -41,7 +41,7 @@ cdef struct Matrix:
 
 cdef enum:
     MOST_SHARDS = 2  # as fastae.sharding has them
-    ROWS_AHEAD = 3  # of those of a batch, which lie anywhere: 2 to 6 % of an update of quark_mlp (8 gain less)
+    ROWS_AHEAD = 3  # of those of a batch, which lie anywhere: 2 to 6 % of a step of quark_mlp (8 gain less)
 
 cdef struct Rows:
     # rows of the caller's: one matrix in the arena, or one for each shard
