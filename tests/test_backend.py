@@ -503,6 +503,7 @@ class OfNobody(PythonExecutor):
         ({"BORROWS": "numpy"}, ValueError, "BORROWS: expected a tuple of names .*given 'numpy'"),
         ({"BORROWS": ("fortran",)}, ValueError, "BORROWS: expected .*'fortran'"),
         ({"PADDED": 1}, ValueError, "PADDED: expected True or False, given 1"),
+        ({"SHARDED": 1}, ValueError, "SHARDED: expected True or False, given 1"),
         ({"PADDED": True}, ValueError, "PADDED: expected False with the PythonExecutor"),
         ({"FUSED_UPDATE": "def kernel(): pass"}, ValueError, "FUSED_UPDATE: expected True or False"),
         ({"describe": 3}, ValueError, "describe: expected something to call, given 3"),
