@@ -1,4 +1,4 @@
-"""A Program: a list of instructions over one arena, and the listing of it.
+"""A Program: a list of instructions over one arena.
 
 ::
 
@@ -27,6 +27,7 @@ from fastae import losses, optimizers
 from fastae.barriers import meetings
 from fastae.kernels.table import ACTIVATIONS, KERNELS, Array, Kernel
 from fastae.layers import GaussianNoise, MaskingNoise, Shape, positive_int
+from fastae.listing import listing
 
 if TYPE_CHECKING:
     from fastae.network import Network
@@ -425,77 +426,7 @@ class Routine:
 
     def listing(self) -> str:
         """Return the instructions as a table: number, instruction, operands, MFLOP, KiB, note."""
-        lines = [("#", "instruction", "operands", "MFLOP", "KiB", "note")]
-        for slot in self.gathered:
-            kib = 2 * math.prod(slot.shape) * self.itemsize / 1024
-            lines.append(("", "gather_rows", f"{slot} = data", "0", f"{kib:.1f}", "by the executor"))
-        if self.input.name != "batch":
-            lines[1] = ("", "copy", f"{self.input} = data", "0", lines[1][4], "by the executor")
-        for number, i in enumerate(self.instructions):
-            lines.append(
-                (
-                    str(number),
-                    i.kernel,
-                    _operand_text(i),
-                    f"{i.flops() / 1e6:.3f}",
-                    f"{i.bytes(self.itemsize) / 1024:.1f}",
-                    i.note if i.shard is None else f"shard {i.shard}{'; ' * bool(i.note)}{i.note}",
-                )
-            )
-        lines.append(("", "total", "", f"{self.flops() / 1e6:.3f}", f"{self.bytes() / 1024:.1f}", ""))
-        right = (0, 3, 4)
-        widths = [max(len(line[c]) for line in lines) for c in range(6)]
-        text = [
-            "  ".join(
-                cell.rjust(w) if c in right else cell.ljust(w)
-                for c, (cell, w) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        head = f"{self.name}, {self.capacity} rows" + (f", loss after {self.check}" if self.check else "")
-        head += f", {self.shards} shards" if self.shards else ""
-        return "\n".join([head, *text, *(f"  note: {note}" for note in self.notes)])
-
-
-def _parameter(state: str) -> str:
-    """The parameter, or its shard, that a state belongs to: of "in.weight.exp_avg.0" it is "in.weight.0"."""
-    name, _, last = state.rpartition(".")
-    return f"{name.rpartition('.')[0]}.{last}" if last.isdigit() else name
-
-
-def _operand_text(instruction: Instruction) -> str:
-    """``out.da[20,225] row_loss[20] = batch[20,225] linear ...``: what is written = what is read.
-
-    What says nothing new is left out: workspaces, constants that are as ever, shapes of states.
-    """
-    names = {slot.name for _, slot in instruction.arrays}
-    written: list[str] = []
-    read: list[str] = []
-    parts: dict[str, list[tuple[int | float, bool]]] = {}  # of stride=(2, 1), and whether each says something
-    for argument, operand in zip(instruction.row.arguments, instruction.operands, strict=True):
-        if not isinstance(argument, Array) and argument.part_of and isinstance(operand, int | float):
-            parts.setdefault(argument.part_of, []).append((operand, operand != argument.default))
-    for argument, operand in zip(instruction.row.arguments, instruction.operands, strict=True):
-        if isinstance(argument, Array):
-            if operand is None or argument.role == "work":
-                continue
-        elif argument.part_of:
-            given = parts.pop(argument.part_of, [])
-            if any(says for _, says in given):
-                values = [f"{value:g}" for value, _ in given]
-                same = len(set(values)) == 1
-                read.append(f"{argument.part_of}={values[0] if same else '(' + ','.join(values) + ')'}")
-            continue
-        elif argument.kind != "activation" and operand == argument.default:
-            continue
-        is_written = isinstance(argument, Array) and argument.written
-        state = isinstance(argument, Array) and argument.role == "state"
-        if state and isinstance(operand, Slot) and _parameter(operand.name) in names:
-            text = operand.name  # of the optimiser, for the parameter of that name
-        else:
-            text = f"{argument.name}={operand:g}" if isinstance(operand, int | float) else str(operand)
-        (written if is_written else read).append(text)
-    return f"{' '.join(written)} = {' '.join(read)}"
+        return listing(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -121,9 +121,8 @@ class _Sharding:
         self.copies: dict[str, Slot] = {}  # that the second shard has of what both have
         self.waiting: list[Instruction] = []
         self.read: dict[str, Slot] = {}  # what a routine takes copies of
-        self.multiplied = self.copied = (
-            0  # numbers of weights that a row is multiplied by, and by both threads
-        )
+        # Numbers of the weights that a row is multiplied by: all, and by both threads.
+        self.multiplied = self.copied = 0
 
     def whole(self) -> list[Routine]:
         return list(dict.fromkeys([*self.program.losing.values(), *self.program.routines.values()]))

@@ -253,7 +253,7 @@ static uint64_t sum_of(const int64_t *words, int64_t count)
 /* There is a routine of this kind. An encoder may have no instruction, but it has an input. */
 static int has_routine(const int64_t *words, int kind)
 {
-    return words[PLAN_ROUTINES + kind * ROUTINE_WORDS + ROUTINE_INPUT] != 0;
+    return words[PLAN_ROUTINES + kind * ROUTINE_WORDS + ROUTINE_INPUT + ROWS_COLUMNS] != 0;
 }
 
 static int columns_agree(int64_t *known, int64_t columns)
@@ -294,10 +294,10 @@ static int plan_open(const void *bytes, int64_t size, fastae_plan *plan)
         const int64_t *routine = words + PLAN_ROUTINES + kind * ROUTINE_WORDS;
         if (!check_routine(words, kind) ||
             routine[ROUTINE_CODE] + routine[ROUTINE_COUNT] * 8 * INSTRUCTION_WORDS > words[PLAN_SEGMENTS_AT] ||
-            !columns_agree(kind == FASTAE_DECODE ? &code : &input, routine[ROUTINE_INPUT]) ||
+            !columns_agree(kind == FASTAE_DECODE ? &code : &input, routine[ROUTINE_INPUT + ROWS_COLUMNS]) ||
             (kind <= FASTAE_RECONSTRUCT &&
-             !columns_agree(kind == FASTAE_ENCODE ? &code : &output, routine[ROUTINE_OUTPUT])) ||
-            (kind > FASTAE_EVALUATE && !columns_agree(&output, routine[ROUTINE_TARGET])))
+             !columns_agree(kind == FASTAE_ENCODE ? &code : &output, routine[ROUTINE_OUTPUT + ROWS_COLUMNS])) ||
+            (kind > FASTAE_EVALUATE && !columns_agree(&output, routine[ROUTINE_TARGET + ROWS_COLUMNS])))
             return FASTAE_ERROR_FORMAT;
         routines |= INT64_C(1) << (kind > FASTAE_EVALUATE ? kind - 2 : kind);
     }
@@ -385,16 +385,17 @@ static int run_plan(const fastae_plan *plan, void *arena, int routine, int64_t r
         (uintptr_t)output % (uintptr_t)itemsize || (uintptr_t)losses % sizeof(double))
         return FASTAE_ERROR_ALIGNMENT;
     const int64_t *r = words + PLAN_ROUTINES + kind * ROUTINE_WORDS;
-    const int64_t most = MOST_ELEMENTS / (r[ROUTINE_INPUT] > r[ROUTINE_OUTPUT]
-                                              ? r[ROUTINE_INPUT] : r[ROUTINE_OUTPUT]);
+    const int64_t most = MOST_ELEMENTS / (r[ROUTINE_INPUT + ROWS_COLUMNS] > r[ROUTINE_OUTPUT + ROWS_COLUMNS]
+                                              ? r[ROUTINE_INPUT + ROWS_COLUMNS] : r[ROUTINE_OUTPUT + ROWS_COLUMNS]);
     if (rows < 1 || rows > most ||
         (routine == FASTAE_TRAIN && rows % batch && rows % batch < plan->needs_rows))
         return FASTAE_ERROR_SIZE;
 
     const Instruction *instructions = itemsize == 4 ? INSTRUCTIONS_f32 : INSTRUCTIONS_f64;
     const int64_t *code = words + r[ROUTINE_CODE] / 8;
-    const int64_t in_row = r[ROUTINE_INPUT] * itemsize, out_row = r[ROUTINE_OUTPUT] * itemsize;
-    const int64_t target_row = r[ROUTINE_TARGET] * itemsize;
+    const int64_t in_row = r[ROUTINE_INPUT + ROWS_COLUMNS] * itemsize;
+    const int64_t target_row = r[ROUTINE_TARGET + ROWS_COLUMNS] * itemsize;
+    const int64_t out_row = r[ROUTINE_OUTPUT + ROWS_COLUMNS] * itemsize;
     char *at = (char *)arena;
     const uint64_t before = flush_denormals();
     for (int64_t start = 0, number = 0; start < rows && !error; start += batch, number++) {
