@@ -497,6 +497,27 @@ def test_same_bits_on_small_integers(make_case, same_bits, loaded, row, activati
             same_bits(actual + 0.0, expected[name].astype(dtype) + 0.0, message)
 
 
+@pytest.mark.parametrize(("n", "k", "m"), [(67, 700, 203), (26, 401, 80), (21, 4096, 5)])
+def test_a_product_of_many_steps_keeps_its_order(loaded, same_bits, dtype, n, k, m):
+    """Many rows pass over some steps of a large weight, then over the next; a row alone over all of them."""
+    if loaded.name == "scalar":
+        n = 1
+    rng = np.random.default_rng(5)
+    x, w, b = (rng.integers(-3, 4, shape).astype(dtype) for shape in ((n, k), (k, m), (m,)))
+    y = np.full((n, m), np.nan, dtype)
+    ops.dense_forward(x, w, b, out=y, backend=loaded)
+    same_bits(y, x @ w + b, "integers")
+    if loaded.name != "cython":
+        return  # the bits of a row are promised of cython alone
+    x, w, b = (rng.normal(size=shape).astype(dtype) for shape in ((n, k), (k, m), (m,)))
+    y.fill(np.nan)
+    ops.dense_forward(x, w, b, "relu", out=y, backend=loaded)
+    for i in range(n):
+        alone = np.full((1, m), np.nan, dtype)
+        ops.dense_forward(x[i : i + 1], w, b, "relu", out=alone, backend=loaded)
+        same_bits(y[i : i + 1], alone, f"row {i}")
+
+
 @pytest.mark.parametrize("row", ROWS, ids=by_name)
 def test_readonly_and_writeable_inputs_are_alike(make_case, same_bits, loaded, row, dtype):
     case = make_case(row, sizes(row, SMALL), dtype)

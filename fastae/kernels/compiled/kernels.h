@@ -58,6 +58,13 @@ static inline void ask_for(const void *from, ptrdiff_t bytes)
     for (ptrdiff_t i = 0; i < bytes && i < 4096; i += 64) __builtin_prefetch((const char *)from + i);
 }
 
+/* Have rows of so many bytes fetched into the second cache. */
+static inline void ask_for_rows(const char *from, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t bytes)
+{
+    for (; rows > 0; rows--, from += row)
+        for (ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
 /* The most rows of a tile that is `vectors` wide. */
 static inline int tile_rows(int vectors)
 {

@@ -27,13 +27,14 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct Update_f64:
         Py_ssize_t first, second, ahead
     int tile_rows(int vectors)
+    void ask_for_rows(const char* start, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t size)
     int c_cpu_level "cpu_level" ()
 
     void outer_f32(const float* a, Py_ssize_t a_row, Py_ssize_t a_step, const float* b, Py_ssize_t b_step,
-                   Py_ssize_t steps, const float* bias, float* c, Py_ssize_t c_row,
+                   Py_ssize_t steps, const float* start, float* c, Py_ssize_t c_row,
                    Py_ssize_t rows, Py_ssize_t columns, const Update_f32* update)
     void outer_f64(const double* a, Py_ssize_t a_row, Py_ssize_t a_step, const double* b, Py_ssize_t b_step,
-                   Py_ssize_t steps, const double* bias, double* c, Py_ssize_t c_row,
+                   Py_ssize_t steps, const double* start, double* c, Py_ssize_t c_row,
                    Py_ssize_t rows, Py_ssize_t columns, const Update_f64* update)
     void dot_f32(const float* a, Py_ssize_t a_row, const float* b, Py_ssize_t b_row, Py_ssize_t m,
                  float* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns)
@@ -96,8 +97,12 @@ ctypedef fused real:
     float
     double
 
+cdef enum:  # bytes
+    NEAR = 1 << 16  # a weight that is in a near cache and need not be asked for
+    BLOCK = 3 << 13  # what stays in the first cache, of 32 KiB or more, while a product passes over it
+
 cdef enum:
-    NEAR = 1 << 16  # bytes of a weight that is in a near cache and need not be asked for
+    FEW_BANDS = 3  # of rows, which do not pass over a block often enough
 
 cdef enum:  # when products are shared out by rows
     SMALL_WEIGHT = 1 << 15  # see by_rows; as in the table
@@ -147,8 +152,8 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                         real* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns,
                         void* update, int activation,
                         Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    """c = f(a b + bias), or c updated by the gradient a b: even tiles, panel by panel,
-        so that b stays near. One of a_row and a_step is 1; with an update a_row is."""
+    """c = f(a b + bias), or c updated by the gradient a b: even tiles, panel by panel, of a large panel some
+        steps at a time, so that b stays near. One of a_row and a_step is 1; with an update a_row is."""
     if parts > 1 and a_row == 1 and rows >= ROWS_OF_WEIGHT_A_THREAD * parts:
         # memory of its own for each thread: a core that passes along a row fetches more than its share of it
         a += share(rows, part, parts)
@@ -156,54 +161,74 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
         rows = share(rows, part + 1, parts) - share(rows, part, parts)
         part, parts = 0, 1
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
-    cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes
-    cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
+    cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes, widest = TILE_COLUMNS
+    if a_row == 1 and widest > 3:  # a gradient's many steps: a is near, too, in narrower panels
+        widest = min(widest, max(3, BLOCK // (steps * VECTOR_BYTES)))
+    cdef Py_ssize_t panels = (vectors + widest - 1) // widest
     cdef Py_ssize_t high = tile_rows(<int>((vectors + panels - 1) // panels))
     cdef Py_ssize_t bands = (rows + high - 1) // high
     cdef Py_ssize_t each = rows // bands if bands > 0 else 0, more = rows - each * bands
     cdef Py_ssize_t tile = share(panels * bands, part, parts), end = share(panels * bands, part + 1, parts)
-    cdef Py_ssize_t panel, band, i, j, next_j, height, rest, ahead, size
-    cdef bint far = update != NULL and rows * columns * <Py_ssize_t>sizeof(real) > NEAR
-    if tile >= end:
-        return
-    panel = tile // bands
-    band = tile - panel * bands
-    i = share(rows, band, bands)
-    rest = rows * band % bands  # what share left over: so the next bands need no division
-    j = panel_begin(vectors, panel, panels) * lanes
-    next_j = panel_begin(vectors, panel + 1, panels) * lanes
-    for tile in range(tile, end):
-        height = each
-        rest += more
-        if rest >= bands:
-            rest -= bands
-            height += 1
+    cdef Py_ssize_t panel, first, last, band, blocks, block, step, count, i, j, next_j, height, rest, size
+    cdef Py_ssize_t ahead, ask_first
+    cdef bint far = (steps if update == NULL else rows) * columns * <Py_ssize_t>sizeof(real) > NEAR
+    cdef const real* start
+    cdef const real* next_block
+    while tile < end:
+        panel = tile // bands
+        first = tile - panel * bands
+        last = min(bands, first + end - tile)
+        tile += last - first
+        j = panel_begin(vectors, panel, panels) * lanes
+        next_j = panel_begin(vectors, panel + 1, panels) * lanes
         size = min(next_j, columns) - j
-        if update != NULL:
-            ahead = 0
-            if far and tile + 1 < end:
-                ahead = height * c_row if band + 1 < bands else next_j - j - i * c_row
-            if real is float:
-                (<Update_f32*>update).ahead = ahead
-            else:
-                (<Update_f64*>update).ahead = ahead
-        if real is float:
-            outer_f32(a + i * a_row, a_row, a_step, b + j, b_step, steps,
-                      bias + j if bias != NULL else NULL,
-                      c + i * c_row + j, c_row, height, size, <const Update_f32*>update)
-        else:
-            outer_f64(a + i * a_row, a_row, a_step, b + j, b_step, steps,
-                      bias + j if bias != NULL else NULL,
-                      c + i * c_row + j, c_row, height, size, <const Update_f64*>update)
-        if activation != LINEAR:
-            activate(c + i * c_row + j, c + i * c_row + j, c_row, height, size, activation)
-        i += height
-        band += 1
-        if band == bands:
-            panel += 1
-            band = i = rest = 0
-            j = next_j
-            next_j = panel_begin(vectors, panel + 1, panels) * lanes
+        blocks = 1
+        if update == NULL and far and last - first > FEW_BANDS:
+            blocks += steps * size * <Py_ssize_t>sizeof(real) // BLOCK
+        for block in range(blocks):
+            step = share(steps, block, blocks)
+            count = share(steps, block + 1, blocks) - step
+            start = bias + j if bias != NULL else NULL
+            next_block = NULL
+            if update == NULL and far and last - first > FEW_BANDS:
+                if block + 1 < blocks:
+                    next_block = b + (step + count) * b_step + j
+                elif tile < end:
+                    next_block = b + next_j
+            i = share(rows, first, bands)
+            rest = rows * first % bands  # what share left over: so the next bands need no division
+            for band in range(first, last):
+                height = each
+                rest += more
+                if rest >= bands:
+                    rest -= bands
+                    height += 1
+                if update != NULL:
+                    ahead = 0
+                    if far and (band + 1 < last or tile < end):
+                        ahead = height * c_row if band + 1 < bands else next_j - j - i * c_row
+                    if real is float:
+                        (<Update_f32*>update).ahead = ahead
+                    else:
+                        (<Update_f64*>update).ahead = ahead
+                if next_block != NULL:  # each band asks for some of its rows
+                    ask_first = share(count, band - first, last - first)
+                    ask_for_rows(<const char*>(next_block + ask_first * b_step), b_step * sizeof(real),
+                                 share(count, band - first + 1, last - first) - ask_first,
+                                 size * sizeof(real))
+                if block > 0:  # the sums so far
+                    start = c + i * c_row + j
+                if real is float:
+                    outer_f32(a + i * a_row + step * a_step, a_row, a_step, b + step * b_step + j, b_step,
+                              count, start, c + i * c_row + j, c_row, height, size,
+                              <const Update_f32*>update)
+                else:
+                    outer_f64(a + i * a_row + step * a_step, a_row, a_step, b + step * b_step + j, b_step,
+                              count, start, c + i * c_row + j, c_row, height, size,
+                              <const Update_f64*>update)
+                if activation != LINEAR and block == blocks - 1:
+                    activate(c + i * c_row + j, c + i * c_row + j, c_row, height, size, activation)
+                i += height
 
 
 cdef void dot_product(const real* a, Py_ssize_t a_row, const real* b, Py_ssize_t b_row, Py_ssize_t m,
@@ -218,16 +243,17 @@ cdef void dot_product(const real* a, Py_ssize_t a_row, const real* b, Py_ssize_t
         return
     cdef Py_ssize_t first = share((columns + 3) // 4, part, parts) * 4
     cdef Py_ssize_t end = min(share((columns + 3) // 4, part + 1, parts) * 4, columns)
-    cdef Py_ssize_t i, j, band
-    for j in range(first, end, 4):
+    cdef Py_ssize_t i, j, band, panel
+    for panel in range(first, end, 8):  # two tiles while the rows of a are in the first cache
         for band in range((rows + DOT_ROWS - 1) // DOT_ROWS):
             i = band * DOT_ROWS
-            if real is float:
-                dot_f32(a + i * a_row, a_row, b + j * b_row, b_row, m, c + i * c_row + j, c_row,
-                        min(DOT_ROWS, rows - i), min(4, end - j))
-            else:
-                dot_f64(a + i * a_row, a_row, b + j * b_row, b_row, m, c + i * c_row + j, c_row,
-                        min(DOT_ROWS, rows - i), min(4, end - j))
+            for j in range(panel, min(panel + 8, end), 4):
+                if real is float:
+                    dot_f32(a + i * a_row, a_row, b + j * b_row, b_row, m, c + i * c_row + j, c_row,
+                            min(DOT_ROWS, rows - i), min(4, end - j))
+                else:
+                    dot_f64(a + i * a_row, a_row, b + j * b_row, b_row, m, c + i * c_row + j, c_row,
+                            min(DOT_ROWS, rows - i), min(4, end - j))
     if activation != LINEAR and end > first:
         for i in range(rows):
             slope(c + i * c_row + first, saved + i * c_row + first, c + i * c_row + first,

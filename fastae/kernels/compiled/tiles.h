@@ -7,18 +7,24 @@
  * wherever it stands in whichever batch, and on any number of threads.
  */
 
-/* R rows x C vectors of accumulators; R and C are constants where this is inlined, so they live in registers.
+/* R rows x C vectors of accumulators; R and C are constants where this is inlined, so they live in registers. They begin
+ * with zeros, a row `start`, or where that is c itself with the sums that are there.
  * `last` is the number of columns of the last vector. The sums are stored in c or, with `update`, are the gradient
  * by which c is updated. */
 INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_row, Py_ssize_t a_step, const REAL *b,
-                          Py_ssize_t b_step, Py_ssize_t steps, const REAL *bias, REAL *c, Py_ssize_t c_row,
+                          Py_ssize_t b_step, Py_ssize_t steps, const REAL *start, REAL *c, Py_ssize_t c_row,
                           Py_ssize_t last, const F(Update) *update)
 {
     V acc[TILE_MOST_ROWS][TILE_COLUMNS];
-    UNROLL for (int j = 0; j < C; j++)
-    {
-        const V first = bias ? F(load_part)(bias + j * LANES, j == C - 1 ? last : LANES) : (V){0};
-        UNROLL for (int r = 0; r < R; r++) acc[r][j] = first;
+    if (start == c) {
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < C; j++)
+            acc[r][j] = F(load_part)(c + r * c_row + j * LANES, j == C - 1 ? last : LANES);
+    } else {
+        UNROLL for (int j = 0; j < C; j++)
+        {
+            const V first = start ? F(load_part)(start + j * LANES, j == C - 1 ? last : LANES) : (V){0};
+            UNROLL for (int r = 0; r < R; r++) acc[r][j] = first;
+        }
     }
     Py_ssize_t p = 0;
     /* What is updated comes from a far cache: the next tile is asked for during the sums, a row at a time, for a core
@@ -81,15 +87,15 @@ INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_
 #define OUTER(R, C) \
     case (C) * 16 + (R): \
         if (a_row == 1) \
-            F(outer_tile)(R, C, a, 1, a_step, b, b_step, steps, bias, c, c_row, last, update); \
+            F(outer_tile)(R, C, a, 1, a_step, b, b_step, steps, start, c, c_row, last, update); \
         else \
-            F(outer_tile)(R, C, a, a_row, 1, b, b_step, steps, bias, c, c_row, last, NULL); \
+            F(outer_tile)(R, C, a, a_row, 1, b, b_step, steps, start, c, c_row, last, NULL); \
         break;
 #define OUTER_1_4(C) OUTER(1, C) OUTER(2, C) OUTER(3, C) OUTER(4, C)
 
 /* One tile of `rows` <= most rows x `columns` columns. One of a_row and a_step is 1; with `update` a_row is. */
 STATIC void F(outer)(const REAL *a, Py_ssize_t a_row, Py_ssize_t a_step, const REAL *b, Py_ssize_t b_step,
-                     Py_ssize_t steps, const REAL *bias, REAL *c, Py_ssize_t c_row, Py_ssize_t rows,
+                     Py_ssize_t steps, const REAL *start, REAL *c, Py_ssize_t c_row, Py_ssize_t rows,
                      Py_ssize_t columns, const F(Update) *update)
 {
     const Py_ssize_t vectors = (columns + LANES - 1) / LANES;
