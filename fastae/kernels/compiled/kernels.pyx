@@ -147,13 +147,22 @@ cdef inline Py_ssize_t panel_begin(Py_ssize_t vectors, Py_ssize_t panel, Py_ssiz
     return (vectors * panel + panels - 1) // panels
 
 
+cdef inline Py_ssize_t next_height(Py_ssize_t rows, Py_ssize_t bands, Py_ssize_t* rest) noexcept nogil:
+    """Rows of the next band, as share has them; `rest` is what the bands before left over."""
+    cdef Py_ssize_t each = rows // bands
+    rest[0] += rows - each * bands
+    if rest[0] >= bands:
+        rest[0] -= bands
+        return each + 1
+    return each
+
+
 cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                         const real* b, Py_ssize_t b_step, Py_ssize_t steps, const real* bias,
                         real* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns,
-                        void* update, int activation,
-                        Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    """c = f(a b + bias), or c updated by the gradient a b: even tiles, panel by panel, of a large panel some
-        steps at a time, so that b stays near. One of a_row and a_step is 1; with an update a_row is."""
+                        int activation, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    """c = f(a b + bias): even tiles, panel by panel, of a large b some steps at a time, so that it is near.
+        One of a_row and a_step is 1."""
     if parts > 1 and a_row == 1 and rows >= ROWS_OF_WEIGHT_A_THREAD * parts:
         # memory of its own for each thread: a core that passes along a row fetches more than its share of it
         a += share(rows, part, parts)
@@ -161,17 +170,14 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
         rows = share(rows, part + 1, parts) - share(rows, part, parts)
         part, parts = 0, 1
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
-    cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes, widest = TILE_COLUMNS
-    if a_row == 1 and widest > 3:  # a gradient's many steps: a is near, too, in narrower panels
-        widest = min(widest, max(3, BLOCK // (steps * VECTOR_BYTES)))
-    cdef Py_ssize_t panels = (vectors + widest - 1) // widest
+    cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes
+    cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
     cdef Py_ssize_t high = tile_rows(<int>((vectors + panels - 1) // panels))
     cdef Py_ssize_t bands = (rows + high - 1) // high
-    cdef Py_ssize_t each = rows // bands if bands > 0 else 0, more = rows - each * bands
     cdef Py_ssize_t tile = share(panels * bands, part, parts), end = share(panels * bands, part + 1, parts)
     cdef Py_ssize_t panel, first, last, band, blocks, block, step, count, i, j, next_j, height, rest, size
-    cdef Py_ssize_t ahead, ask_first
-    cdef bint far = (steps if update == NULL else rows) * columns * <Py_ssize_t>sizeof(real) > NEAR
+    cdef Py_ssize_t ask
+    cdef bint far = steps * columns * <Py_ssize_t>sizeof(real) > NEAR
     cdef const real* start
     cdef const real* next_block
     while tile < end:
@@ -183,52 +189,81 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
         next_j = panel_begin(vectors, panel + 1, panels) * lanes
         size = min(next_j, columns) - j
         blocks = 1
-        if update == NULL and far and last - first > FEW_BANDS:
+        if far and last - first > FEW_BANDS:
             blocks += steps * size * <Py_ssize_t>sizeof(real) // BLOCK
         for block in range(blocks):
             step = share(steps, block, blocks)
             count = share(steps, block + 1, blocks) - step
             start = bias + j if bias != NULL else NULL
             next_block = NULL
-            if update == NULL and far and last - first > FEW_BANDS:
+            if far and last - first > FEW_BANDS:
                 if block + 1 < blocks:
                     next_block = b + (step + count) * b_step + j
                 elif tile < end:
                     next_block = b + next_j
             i = share(rows, first, bands)
-            rest = rows * first % bands  # what share left over: so the next bands need no division
+            rest = rows * first % bands
             for band in range(first, last):
-                height = each
-                rest += more
-                if rest >= bands:
-                    rest -= bands
-                    height += 1
-                if update != NULL:
-                    ahead = 0
-                    if far and (band + 1 < last or tile < end):
-                        ahead = height * c_row if band + 1 < bands else next_j - j - i * c_row
-                    if real is float:
-                        (<Update_f32*>update).ahead = ahead
-                    else:
-                        (<Update_f64*>update).ahead = ahead
+                height = next_height(rows, bands, &rest)
                 if next_block != NULL:  # each band asks for some of its rows
-                    ask_first = share(count, band - first, last - first)
-                    ask_for_rows(<const char*>(next_block + ask_first * b_step), b_step * sizeof(real),
-                                 share(count, band - first + 1, last - first) - ask_first,
-                                 size * sizeof(real))
+                    ask = share(count, band - first, last - first)
+                    ask_for_rows(<const char*>(next_block + ask * b_step), b_step * sizeof(real),
+                                 share(count, band - first + 1, last - first) - ask, size * sizeof(real))
                 if block > 0:  # the sums so far
                     start = c + i * c_row + j
                 if real is float:
                     outer_f32(a + i * a_row + step * a_step, a_row, a_step, b + step * b_step + j, b_step,
-                              count, start, c + i * c_row + j, c_row, height, size,
-                              <const Update_f32*>update)
+                              count, start, c + i * c_row + j, c_row, height, size, NULL)
                 else:
                     outer_f64(a + i * a_row + step * a_step, a_row, a_step, b + step * b_step + j, b_step,
-                              count, start, c + i * c_row + j, c_row, height, size,
-                              <const Update_f64*>update)
+                              count, start, c + i * c_row + j, c_row, height, size, NULL)
                 if activation != LINEAR and block == blocks - 1:
                     activate(c + i * c_row + j, c + i * c_row + j, c_row, height, size, activation)
                 i += height
+
+
+cdef void update_product(const real* a, Py_ssize_t a_step, const real* b, Py_ssize_t b_step,
+                         Py_ssize_t steps, real* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns,
+                         void* update, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    """c updated by the gradient a^T b, band by band: a core that passes along rows fetches ahead, and c, mostly
+        in a far cache, is larger than b."""
+    cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
+    cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes, first_panel = 0, end_panel
+    cdef bint far = rows * columns * <Py_ssize_t>sizeof(real) > NEAR
+    # of a far one, high tiles: they pass over b the less often
+    cdef Py_ssize_t widest = min(TILE_COLUMNS, 3) if far else TILE_COLUMNS
+    cdef Py_ssize_t panels = (vectors + widest - 1) // widest
+    cdef Py_ssize_t high = tile_rows(<int>((vectors + panels - 1) // panels))
+    end_panel = panels
+    if parts > 1 and rows >= ROWS_OF_WEIGHT_A_THREAD * parts:
+        # memory of its own for each thread: a core that passes along a row fetches more than its share of it
+        a += share(rows, part, parts)
+        c += share(rows, part, parts) * c_row
+        rows = share(rows, part + 1, parts) - share(rows, part, parts)
+    else:
+        first_panel, end_panel = share(panels, part, parts), share(panels, part + 1, parts)
+    cdef Py_ssize_t bands = (rows + high - 1) // high
+    cdef Py_ssize_t band, panel, i = 0, j, next_j, height, rest = 0, ahead
+    for band in range(bands):
+        height = next_height(rows, bands, &rest)
+        next_j = panel_begin(vectors, first_panel, panels) * lanes
+        for panel in range(first_panel, end_panel):
+            j = next_j
+            next_j = panel_begin(vectors, panel + 1, panels) * lanes
+            ahead = 0
+            if far and panel + 1 < end_panel:
+                ahead = next_j - j
+            elif far and band + 1 < bands:
+                ahead = height * c_row + panel_begin(vectors, first_panel, panels) * lanes - j
+            if real is float:
+                (<Update_f32*>update).ahead = ahead
+                outer_f32(a + i, 1, a_step, b + j, b_step, steps, NULL, c + i * c_row + j, c_row,
+                          height, min(next_j, columns) - j, <const Update_f32*>update)
+            else:
+                (<Update_f64*>update).ahead = ahead
+                outer_f64(a + i, 1, a_step, b + j, b_step, steps, NULL, c + i * c_row + j, c_row,
+                          height, min(next_j, columns) - j, <const Update_f64*>update)
+        i += height
 
 
 cdef void dot_product(const real* a, Py_ssize_t a_row, const real* b, Py_ssize_t b_row, Py_ssize_t m,
@@ -315,7 +350,7 @@ cdef void dense_forward(const real* x, const real* w, const real* b, int activat
         rows = share(n, part + 1, parts) - first
         part, parts = 0, 1
     outer_product(x + first * ld(k, pad), ld(k, pad), 1, w, ld(m, pad), k, b,
-                  y + first * ld(m, pad), ld(m, pad), rows, width(m, pad, y), NULL, activation, part, parts)
+                  y + first * ld(m, pad), ld(m, pad), rows, width(m, pad, y), activation, part, parts)
 
 
 cdef void dense_backward(const real* dy, const real* x, const real* w, const real* y, int activation,
@@ -341,7 +376,7 @@ cdef void dense_weight_grad(const real* x, const real* da, real* dw, real* db,
                             Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     # not the padding, which stays zero: a norm is taken over the whole stretch of the gradients
     outer_product(x, 1, ld(k, pad), da, ld(m, pad), n, <const real*>NULL, dw, ld(m, pad), k, m,
-                  NULL, LINEAR, part, parts)
+                  LINEAR, part, parts)
     if db != NULL:
         column_sums(da, ld(m, pad), n, m, db, NULL, part, parts)
 
@@ -360,8 +395,8 @@ cdef void dense_sgd(const real* x, const real* da, double learning_rate, double 
     else:
         double_ = descend_f64(learning_rate, weight_decay)
         update = &double_
-    outer_product(x, 1, ld(k, pad), da, ld(m, pad), n, <const real*>NULL, w, ld(m, pad),
-                  k, width(m, pad, w), update, LINEAR, part, parts)
+    update_product(x, ld(k, pad), da, ld(m, pad), n, w, ld(m, pad), k, width(m, pad, w), update,
+                   part, parts)
     if b != NULL:
         column_sums(da, ld(m, pad), n, m, b, update, part, parts)
 
@@ -383,8 +418,8 @@ cdef void dense_adam(const real* x, const real* da, const int64_t* step, double 
         double_ = adam_of_f64(step[0], learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
         double_.first, double_.second = exp_avg_w - w, exp_avg_sq_w - w
         update = &double_
-    outer_product(x, 1, ld(k, pad), da, ld(m, pad), n, <const real*>NULL, w, ld(m, pad),
-                  k, width(m, pad, w), update, LINEAR, part, parts)
+    update_product(x, ld(k, pad), da, ld(m, pad), n, w, ld(m, pad), k, width(m, pad, w), update,
+                   part, parts)
     if b != NULL:
         if real is float:
             single.first, single.second = exp_avg_b - b, exp_avg_sq_b - b
@@ -732,7 +767,7 @@ cdef void dense_batchnorm_forward(const real* x, const real* w, const real* b, c
         j = panel_begin(vectors, panel, panels) * lanes
         end = panel_begin(vectors, panel + 1, panels) * lanes
         outer_product(x, ld(k, pad), 1, w + j, row, k, b + j if b != NULL else NULL, z + j, row, n,
-                      min(end, wide) - j, NULL, LINEAR, 0, 1)
+                      min(end, wide) - j, LINEAR, 0, 1)
         normalise(<const real*>z + j, row, n, min(end, m) - j, gamma + j, beta + j, activation, epsilon,
                   momentum, running_mean + j, running_var + j, y + j, mean + j, inv_std + j)
 
@@ -759,7 +794,7 @@ cdef void dense_batchnorm_inference(const real* x, const real* w, const real* b,
         i = share(n, tile % bands, bands)
         rows = share(n, tile % bands + 1, bands) - i
         outer_product(x + i * ld(k, pad), ld(k, pad), 1, w + j, row, k, b + j if b != NULL else NULL,
-                      y + i * row + j, row, rows, min(end, wide) - j, NULL, LINEAR, 0, 1)
+                      y + i * row + j, row, rows, min(end, wide) - j, LINEAR, 0, 1)
         follow(y + i * row + j, y + i * row + j, row, rows, min(end, m) - j, running_mean + j, scale,
                beta + j, activation)
 
