@@ -516,6 +516,13 @@ def test_a_product_of_many_steps_keeps_its_order(loaded, same_bits, dtype, n, k,
         alone = np.full((1, m), np.nan, dtype)
         ops.dense_forward(x[i : i + 1], w, b, "relu", out=alone, backend=loaded)
         same_bits(y[i : i + 1], alone, f"row {i}")
+    x = np.ascontiguousarray(x.T)
+    dw, db = np.full((n, m), np.nan, dtype), np.full(m, np.nan, dtype)
+    ops.dense_weight_grad(x, w, out=(dw, db), backend=loaded)
+    for i in range(n):
+        alone = np.full((1, m), np.nan, dtype), np.full(m, np.nan, dtype)
+        ops.dense_weight_grad(np.ascontiguousarray(x[:, i : i + 1]), w, out=alone, backend=loaded)
+        same_bits(dw[i : i + 1], alone[0], f"row {i} of the weight's gradient")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=by_name)

@@ -98,8 +98,10 @@ ctypedef fused real:
     double
 
 cdef enum:  # bytes
-    NEAR = 1 << 16  # a weight that is in a near cache and need not be asked for
+    LINE = 64
+    NEAR = 1 << 16  # what is in a near cache and need not be asked for
     BLOCK = 3 << 13  # what stays in the first cache, of 32 KiB or more, while a product passes over it
+    GROUP = 1 << 19  # and in the second
 
 cdef enum:
     FEW_BANDS = 3  # of rows, which do not pass over a block often enough
@@ -147,10 +149,11 @@ cdef inline Py_ssize_t panel_begin(Py_ssize_t vectors, Py_ssize_t panel, Py_ssiz
     return (vectors * panel + panels - 1) // panels
 
 
-cdef inline Py_ssize_t next_height(Py_ssize_t rows, Py_ssize_t bands, Py_ssize_t* rest) noexcept nogil:
-    """Rows of the next band, as share has them; `rest` is what the bands before left over."""
-    cdef Py_ssize_t each = rows // bands
-    rest[0] += rows - each * bands
+cdef inline Py_ssize_t next_height(Py_ssize_t each, Py_ssize_t more, Py_ssize_t bands,
+                                   Py_ssize_t* rest) noexcept nogil:
+    """Rows of the next of `bands` bands of each * bands + more rows, as share has them, without a division;
+        `rest` is what the bands before left over."""
+    rest[0] += more
     if rest[0] >= bands:
         rest[0] -= bands
         return each + 1
@@ -174,10 +177,11 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
     cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
     cdef Py_ssize_t high = tile_rows(<int>((vectors + panels - 1) // panels))
     cdef Py_ssize_t bands = (rows + high - 1) // high
+    cdef Py_ssize_t each = rows // bands if bands > 0 else 0, more = rows - each * bands
     cdef Py_ssize_t tile = share(panels * bands, part, parts), end = share(panels * bands, part + 1, parts)
     cdef Py_ssize_t panel, first, last, band, blocks, block, step, count, i, j, next_j, height, rest, size
     cdef Py_ssize_t ask
-    cdef bint far = steps * columns * <Py_ssize_t>sizeof(real) > NEAR
+    cdef bint often
     cdef const real* start
     cdef const real* next_block
     while tile < end:
@@ -188,15 +192,16 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
         j = panel_begin(vectors, panel, panels) * lanes
         next_j = panel_begin(vectors, panel + 1, panels) * lanes
         size = min(next_j, columns) - j
+        often = last - first > FEW_BANDS and steps * columns * <Py_ssize_t>sizeof(real) > NEAR
         blocks = 1
-        if far and last - first > FEW_BANDS:
-            blocks += steps * size * <Py_ssize_t>sizeof(real) // BLOCK
+        if often:
+            blocks += steps * ((size * <Py_ssize_t>sizeof(real) + LINE - 1) // LINE * LINE) // BLOCK
         for block in range(blocks):
             step = share(steps, block, blocks)
             count = share(steps, block + 1, blocks) - step
             start = bias + j if bias != NULL else NULL
             next_block = NULL
-            if far and last - first > FEW_BANDS:
+            if often:
                 if block + 1 < blocks:
                     next_block = b + (step + count) * b_step + j
                 elif tile < end:
@@ -204,7 +209,7 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
             i = share(rows, first, bands)
             rest = rows * first % bands
             for band in range(first, last):
-                height = next_height(rows, bands, &rest)
+                height = next_height(each, more, bands, &rest)
                 if next_block != NULL:  # each band asks for some of its rows
                     ask = share(count, band - first, last - first)
                     ask_for_rows(<const char*>(next_block + ask * b_step), b_step * sizeof(real),
@@ -225,45 +230,57 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
 cdef void update_product(const real* a, Py_ssize_t a_step, const real* b, Py_ssize_t b_step,
                          Py_ssize_t steps, real* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns,
                          void* update, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    """c updated by the gradient a^T b, band by band: a core that passes along rows fetches ahead, and c, mostly
-        in a far cache, is larger than b."""
-    cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
-    cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes, first_panel = 0, end_panel
-    cdef bint far = rows * columns * <Py_ssize_t>sizeof(real) > NEAR
-    # of a far one, high tiles: they pass over b the less often
-    cdef Py_ssize_t widest = min(TILE_COLUMNS, 3) if far else TILE_COLUMNS
-    cdef Py_ssize_t panels = (vectors + widest - 1) // widest
-    cdef Py_ssize_t high = tile_rows(<int>((vectors + panels - 1) // panels))
-    end_panel = panels
+    """c updated by the gradient a^T b, band by band: along its rows a core fetches ahead what is in a far
+        cache, as large weights with their moments are. Of b so many columns at a time as are near."""
+    cdef Py_ssize_t first_panel = 0, first_band = 0, end_panel, end_band
     if parts > 1 and rows >= ROWS_OF_WEIGHT_A_THREAD * parts:
         # memory of its own for each thread: a core that passes along a row fetches more than its share of it
         a += share(rows, part, parts)
         c += share(rows, part, parts) * c_row
         rows = share(rows, part + 1, parts) - share(rows, part, parts)
-    else:
-        first_panel, end_panel = share(panels, part, parts), share(panels, part + 1, parts)
+        part, parts = 0, 1
+    cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
+    cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes
+    cdef bint far = rows * columns * <Py_ssize_t>sizeof(real) > NEAR
+    # of a far one high tiles: they pass over b the less often
+    cdef Py_ssize_t widest = min(TILE_COLUMNS, 3) if far else TILE_COLUMNS
+    cdef Py_ssize_t panels = (vectors + widest - 1) // widest
+    cdef Py_ssize_t high = tile_rows(<int>((vectors + panels - 1) // panels))
     cdef Py_ssize_t bands = (rows + high - 1) // high
-    cdef Py_ssize_t band, panel, i = 0, j, next_j, height, rest = 0, ahead
-    for band in range(bands):
-        height = next_height(rows, bands, &rest)
-        next_j = panel_begin(vectors, first_panel, panels) * lanes
-        for panel in range(first_panel, end_panel):
-            j = next_j
-            next_j = panel_begin(vectors, panel + 1, panels) * lanes
-            ahead = 0
-            if far and panel + 1 < end_panel:
-                ahead = next_j - j
-            elif far and band + 1 < bands:
-                ahead = height * c_row + panel_begin(vectors, first_panel, panels) * lanes - j
-            if real is float:
-                (<Update_f32*>update).ahead = ahead
-                outer_f32(a + i, 1, a_step, b + j, b_step, steps, NULL, c + i * c_row + j, c_row,
-                          height, min(next_j, columns) - j, <const Update_f32*>update)
-            else:
-                (<Update_f64*>update).ahead = ahead
-                outer_f64(a + i, 1, a_step, b + j, b_step, steps, NULL, c + i * c_row + j, c_row,
-                          height, min(next_j, columns) - j, <const Update_f64*>update)
-        i += height
+    cdef Py_ssize_t each = rows // bands if bands > 0 else 0, more = rows - each * bands
+    end_panel, end_band = panels, bands
+    if panels > bands:
+        first_panel, end_panel = share(panels, part, parts), share(panels, part + 1, parts)
+    else:
+        first_band, end_band = share(bands, part, parts), share(bands, part + 1, parts)
+    cdef Py_ssize_t group = max(1, GROUP // (steps * widest * VECTOR_BYTES))
+    cdef Py_ssize_t band, panel, end, i, j, first_j, next_j, height, rest, ahead
+    while first_panel < end_panel:
+        end = min(first_panel + group, end_panel)
+        first_j = panel_begin(vectors, first_panel, panels) * lanes
+        i = share(rows, first_band, bands)
+        rest = rows * first_band % bands
+        for band in range(first_band, end_band):
+            height = next_height(each, more, bands, &rest)
+            next_j = first_j
+            for panel in range(first_panel, end):
+                j = next_j
+                next_j = panel_begin(vectors, panel + 1, panels) * lanes
+                ahead = 0
+                if far and panel + 1 < end:
+                    ahead = next_j - j
+                elif far and band + 1 < end_band:
+                    ahead = height * c_row + first_j - j
+                if real is float:
+                    (<Update_f32*>update).ahead = ahead
+                    outer_f32(a + i, 1, a_step, b + j, b_step, steps, NULL, c + i * c_row + j, c_row,
+                              height, min(next_j, columns) - j, <const Update_f32*>update)
+                else:
+                    (<Update_f64*>update).ahead = ahead
+                    outer_f64(a + i, 1, a_step, b + j, b_step, steps, NULL, c + i * c_row + j, c_row,
+                              height, min(next_j, columns) - j, <const Update_f64*>update)
+            i += height
+        first_panel = end
 
 
 cdef void dot_product(const real* a, Py_ssize_t a_row, const real* b, Py_ssize_t b_row, Py_ssize_t m,
