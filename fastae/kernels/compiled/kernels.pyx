@@ -160,18 +160,26 @@ cdef inline Py_ssize_t next_height(Py_ssize_t each, Py_ssize_t more, Py_ssize_t 
     return each
 
 
+cdef inline void take_rows(const real** a, real** c, Py_ssize_t c_row, Py_ssize_t* rows,
+                           Py_ssize_t* part, Py_ssize_t* parts) noexcept nogil:
+    """This thread's rows of a weight c, and columns of a, where there are enough: memory of its own, for a
+        core that passes along a row fetches more than its share of it."""
+    cdef Py_ssize_t first = share(rows[0], part[0], parts[0])
+    if parts[0] > 1 and rows[0] >= ROWS_OF_WEIGHT_A_THREAD * parts[0]:
+        a[0] += first
+        c[0] += first * c_row
+        rows[0] = share(rows[0], part[0] + 1, parts[0]) - first
+        part[0], parts[0] = 0, 1
+
+
 cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                         const real* b, Py_ssize_t b_step, Py_ssize_t steps, const real* bias,
                         real* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns,
                         int activation, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """c = f(a b + bias): even tiles, panel by panel, of a large b some steps at a time, so that it is near.
         One of a_row and a_step is 1."""
-    if parts > 1 and a_row == 1 and rows >= ROWS_OF_WEIGHT_A_THREAD * parts:
-        # memory of its own for each thread: a core that passes along a row fetches more than its share of it
-        a += share(rows, part, parts)
-        c += share(rows, part, parts) * c_row
-        rows = share(rows, part + 1, parts) - share(rows, part, parts)
-        part, parts = 0, 1
+    if a_row == 1:
+        take_rows(&a, &c, c_row, &rows, &part, &parts)
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes
     cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
@@ -233,12 +241,7 @@ cdef void update_product(const real* a, Py_ssize_t a_step, const real* b, Py_ssi
     """c updated by the gradient a^T b, band by band: along its rows a core fetches ahead what is in a far
         cache, as large weights with their moments are. Of b so many columns at a time as are near."""
     cdef Py_ssize_t first_panel = 0, first_band = 0, end_panel, end_band
-    if parts > 1 and rows >= ROWS_OF_WEIGHT_A_THREAD * parts:
-        # memory of its own for each thread: a core that passes along a row fetches more than its share of it
-        a += share(rows, part, parts)
-        c += share(rows, part, parts) * c_row
-        rows = share(rows, part + 1, parts) - share(rows, part, parts)
-        part, parts = 0, 1
+    take_rows(&a, &c, c_row, &rows, &part, &parts)
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes
     cdef bint far = rows * columns * <Py_ssize_t>sizeof(real) > NEAR
