@@ -235,6 +235,8 @@ static inline void meet(Seat *seats, uint32_t *round, Py_ssize_t part, Py_ssize_
     }
 }
 
+#define FASTAE_CROWD 16 /* stretches */
+
 /* Whether a batch is done faster by the team or by one thread alone is measured while they run, again and again, for
  * it changes with what else the machine has to do. The results have the same bits either way. */
 typedef struct {
@@ -243,6 +245,7 @@ typedef struct {
     int64_t batches; /* of this stretch; the first one after a change does not count */
     int64_t left;    /* stretches until the other is tried */
     int64_t patience;
+    int crowd;       /* rises with each stretch in which others had the processor, falls with each other one */
     double last;     /* when the last batch ended, or the run began */
     double since;    /* when the stretch began, or the run */
     double worked;   /* seconds this thread had had of a processor then */
@@ -306,9 +309,17 @@ static inline int tune(Tuner *t, Py_ssize_t parts)
     t->cost[t->team] = cost;
     t->batches = 0;
     t->spent = 0;
+    /* Who has its processor taken away by others would wait for two of them in a team, and what such a stretch takes
+     * says little. Not after a single one, for a machine without other work has one now and then. */
+    if (crowded) t->crowd = t->crowd < FASTAE_CROWD - 4 ? t->crowd + 4 : FASTAE_CROWD;
+    else if (t->crowd > 0) t->crowd--;
+    if (t->crowd > (t->team ? 4 : 0)) {
+        if (t->team) t->batches = -1;
+        t->team = t->trying = 0;
+        t->left = 1;
+        return t->team;
+    }
     if (!t->trying) {
-        /* Who is alone and has its processor taken away by others would wait for two of them in a team. */
-        if (!t->team && crowded) return t->team;
         /* A team whose batches are long is hardly slower than one thread unless it has to wait for processors. */
         if (t->team && cost > 500e-6 && !crowded && t->patience < 64) t->left = t->patience = 64;
         t->left = cost > 1.5 * before ? 0 : t->left - 1;
