@@ -141,18 +141,21 @@ class PooledConvOp(ConvOp):
         )
 
     def backward(self, to: _Lowering, da: Slot) -> None:
+        (x,), y = self.inputs, self.output
+        note = f"derivative of {self.name}'s {self.f} fused" if self.f != "linear" else ""
+        back: dict[str, Operand] = {
+            "dy": to.face(da, y.slot.shape[1:]),
+            "position": self.position,
+            "y": y.slot if self.f != "linear" else None,
+            "activation": self.f,
+        }
+        if to.padded and not x.needs_gradient:  # the larger gradient has one reader, who makes it as it goes
+            dw, db = to.gradient_of[self.w.name], None if self.b is None else to.gradient_of[self.b.name]
+            kernel = "conv2d_max_pool2d_weight_grad"
+            to.emit(kernel, note, x=self.input(to), dw=dw, db=db, **back, **self.geometry, **self.pool)
+            return
         whole = to.slot(f"{self.name}.da", (to.batch_size, *self.whole), batched=True)
-        y = self.output
-        to.emit(
-            "max_pool2d_backward",
-            f"derivative of {self.name}'s {self.f} fused" if self.f != "linear" else "",
-            dy=to.face(da, y.slot.shape[1:]),
-            position=self.position,
-            y=y.slot if self.f != "linear" else None,
-            activation=self.f,
-            dx=whole,
-            **self.pooling,
-        )
+        to.emit("max_pool2d_backward", note, dx=whole, **back, **self.pooling)
         self.convolve_back(to, whole)
 
 

@@ -278,10 +278,14 @@ class Case:
     def _positions(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         """Elements of the windows of a pooling that lie inside the image."""
         chosen = []
-        for size, count, end, before in (("ih", shape[2], "h", "top"), ("iw", shape[3], "w", "left")):
+        alone = "kernel_h" in self.constants  # else of windows side by side, behind a convolution
+        sizes = ("ih", "iw") if alone else ("oh", "ow")
+        for size, count, end, before in zip(sizes, shape[2:], ("h", "w"), ("top", "left"), strict=True):
+            names = ("kernel", end), ("stride", end), ("padding", before)
             kernel, stride, padding = (
-                self.constants[f"{name}_{which}"]
-                for name, which in (("kernel", end), ("stride", end), ("padding", before))
+                [self.constants["_".join(name)] for name in names]
+                if alone
+                else (self.constants[f"pool_{end}"], self.constants[f"pool_{end}"], 0)
             )
             starts = np.arange(count) * stride - padding
             first = np.maximum(-starts, 0)
@@ -289,7 +293,7 @@ class Case:
             chosen.append((first, last))
         rows = rng.integers(chosen[0][0][:, None], chosen[0][1][:, None] + 1, shape)
         columns = rng.integers(chosen[1][0], chosen[1][1] + 1, shape)
-        return rows * self.constants["kernel_w"] + columns
+        return rows * kernel + columns
 
     def with_inputs(self, **inputs: np.ndarray) -> Case:
         """The same case with other content."""

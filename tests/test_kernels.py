@@ -1344,6 +1344,12 @@ def max_pool2d_backward(dy, position, y, activation, kernel, stride, padding, ih
     return {"dx": dx[:, :, top : top + ih, left : left + iw]}
 
 
+def conv2d_max_pool2d_weight_grad(x, dy, position, y, activation, pool, kh, kw, **geometry):
+    ih, iw = (size * by for size, by in zip(dy.shape[2:], pool, strict=True))
+    da = max_pool2d_backward(dy, position, y, activation, pool, pool, (0, 0, 0, 0), ih, iw)["dx"]
+    return {"dw": convolution_weight_grad(x, da, (kh, kw), **geometry), "db": da.sum((0, 2, 3))}
+
+
 def avg_pool(x, kernel, stride, padding, count_include_pad):
     inside = see(np.ones((1, 1, *x.shape[2:])), kernel, stride, padding).sum((-2, -1))
     return see(x, kernel, stride, padding).sum((-2, -1)) / (np.prod(kernel) if count_include_pad else inside)
@@ -1474,6 +1480,7 @@ DEFINITIONS = {
     "conv2d_max_pool2d_forward": lambda x, w, b, activation, pool, **geometry: max_pool(
         EXACTLY[activation](convolution(x, w, b, **geometry)), pool, pool
     ),
+    "conv2d_max_pool2d_weight_grad": conv2d_max_pool2d_weight_grad,
     "avg_pool2d_forward": lambda x, **pooling: {"y": avg_pool(x, **pooling)},
     "avg_pool2d_backward": avg_pool2d_backward,
     "upsample2d_forward": lambda x, factor: {"y": np.kron(x, np.ones(factor))},

@@ -688,6 +688,9 @@ def test_conv2d_max_pool2d(torch, backend, geometry):
     found, positions = check(name, backend, {"y": y, "position": position}, *inputs, **f)
     f = {"activation": g.activation, "kernel": pool, "stride": pool, "ih": a.shape[2], "iw": a.shape[3]}
     check("max_pool2d_backward", backend, {"dx": a.grad}, dy, positions, found, **f)
+    f = {"activation": g.activation, "pool": pool, "kh": g.kernel[0], "kw": g.kernel[1]} | g.convolution
+    both = {"dw": w.grad, "db": b.grad}
+    check("conv2d_max_pool2d_weight_grad", backend, both, array(x), dy, positions, found, **f)
 
 
 @over_the_grid

@@ -1490,6 +1490,54 @@ def _max_pool2d_backward(
 
 
 @njit(**OPTIONS)
+def _conv2d_max_pool2d_weight_grad(
+    x,
+    dy,
+    position,
+    y,
+    activation,
+    stride_h,
+    stride_w,
+    padding_top,
+    padding_left,
+    padding_bottom,
+    padding_right,
+    dilation_h,
+    dilation_w,
+    groups,
+    pool_h,
+    pool_w,
+    room,
+    da,
+    dw,
+    db,
+    part,
+    parts,
+):
+    if part:  # the sums need all of da: the two kernels are what a team runs
+        return
+    _max_pool2d_backward(dy, position, y, activation, pool_h, pool_w, pool_h, pool_w, 0, 0, 0, 0, da, 0, 1)
+    _conv2d_weight_grad(
+        x,
+        da,
+        stride_h,
+        stride_w,
+        padding_top,
+        padding_left,
+        padding_bottom,
+        padding_right,
+        dilation_h,
+        dilation_w,
+        groups,
+        room,
+        dw,
+        db,
+        0,
+        1,
+    )
+
+
+@njit(**OPTIONS)
 def _avg_pool2d_forward(
     x,
     kernel_h,

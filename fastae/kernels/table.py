@@ -1063,6 +1063,30 @@ _row(
     },
     demands=_GROUPED_OUTPUTS,
 )
+_row(
+    "conv2d_max_pool2d_weight_grad",
+    "Gradients of the weight and bias of a convolution with a max-pooling of windows side by side.",
+    "dw, db = conv2d_weight_grad(x, max_pool2d_backward(dy, position, y)) with kernel and stride "
+    "(pool_h, pool_w)",
+    inputs="x[n,c,ih,iw] dy[n,o,ph,pw] position[n,o,ph,pw]",
+    saved="y[n,o,ph,pw]?",
+    constants=(ACTIVATION, *_CONV, *_pair("pool", None, 1, "size of a window of the pooling, >= 1")),
+    work="room[s]? da[n,o,oh,ow]~",
+    out="dw[o,cg,kh,kw] db[o]?",
+    flops=lambda d: (
+        2 * d.n * d.o * d.cg * d.kh * d.kw * d.ph * d.pw * d.pool_h * d.pool_w + 5 * d.n * d.o * d.ph * d.pw
+    ),
+    source=_ARITHMETIC,
+    derived={
+        "cg": lambda d: d.c // d.groups,
+        "oh": _conv_height,
+        "ow": _conv_width,
+        "ph": lambda d: d.oh // d.pool_h,
+        "pw": lambda d: d.ow // d.pool_w,
+        "s": _conv_room,
+    },
+    demands=_GROUPED,
+)
 _COUNT_PADDING = Constant(
     "count_include_pad",
     "int",

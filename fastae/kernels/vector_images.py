@@ -27,6 +27,7 @@ __all__ = [
     "conv2d_forward",
     "conv2d_input_grad",
     "conv2d_max_pool2d_forward",
+    "conv2d_max_pool2d_weight_grad",
     "conv2d_weight_grad",
     "conv_transpose2d_backward",
     "conv_transpose2d_forward",
@@ -665,6 +666,44 @@ def conv2d_max_pool2d_forward(
         _largest(found, pooling, y[start:stop], position[start:stop])
 
     _gather(x, w, windows, groups, b, activation, room, None, take)
+
+
+def conv2d_max_pool2d_weight_grad(
+    x,
+    dy,
+    position,
+    y,
+    activation: int,
+    stride_h: int,
+    stride_w: int,
+    padding_top: int,
+    padding_left: int,
+    padding_bottom: int,
+    padding_right: int,
+    dilation_h: int,
+    dilation_w: int,
+    groups: int,
+    pool_h: int,
+    pool_w: int,
+    room,
+    da,
+    dw,
+    db,
+) -> None:
+    """dw = the sum over all windows of da x, db = that of da, with dy f'(y) as da where each y came from."""
+    max_pool2d_backward(dy, position, y, activation, pool_h, pool_w, pool_h, pool_w, 0, 0, 0, 0, da)
+    geometry = (
+        stride_h,
+        stride_w,
+        padding_top,
+        padding_left,
+        padding_bottom,
+        padding_right,
+        dilation_h,
+        dilation_w,
+        groups,
+    )
+    conv2d_weight_grad(x, da, *geometry, room, dw, db)
 
 
 def _in_each(windows: _Windows, count_include_pad: int, char: str):

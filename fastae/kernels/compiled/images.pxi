@@ -11,6 +11,8 @@ cdef extern from "kernels.h" nogil:
         Py_ssize_t blocks, groups, a_channels, x_channels, ah, aw, xh, xw, kh, kw
         Py_ssize_t stride_h, stride_w, padding_top, padding_left, dilation_h, dilation_w, dw_a, dw_x, dw_group
         int sums_of_x
+        Py_ssize_t pool_h, pool_w
+        int activation
     ctypedef struct Pooling:
         Py_ssize_t ih, iw, oh, ow, kernel_h, kernel_w, stride_h, stride_w, padding_top, padding_left
     void gather_f32(const Gather* g, const float* x, const float* w, const float* bias, const float* saved,
@@ -20,10 +22,10 @@ cdef extern from "kernels.h" nogil:
                     const double* saved,
                     int activation, Py_ssize_t pool_h, Py_ssize_t pool_w, double* y, double* position,
                     Py_ssize_t part, Py_ssize_t parts)
-    void correlation_f32(const Correlation* k, const float* a, const float* x, float* dw, float* db,
-                         Py_ssize_t part, Py_ssize_t parts)
-    void correlation_f64(const Correlation* k, const double* a, const double* x, double* dw, double* db,
-                         Py_ssize_t part, Py_ssize_t parts)
+    void correlation_f32(const Correlation* k, const float* a, const float* position, const float* y,
+                         const float* x, float* dw, float* db, Py_ssize_t part, Py_ssize_t parts)
+    void correlation_f64(const Correlation* k, const double* a, const double* position, const double* y,
+                         const double* x, double* dw, double* db, Py_ssize_t part, Py_ssize_t parts)
     void max_pool_f32(Py_ssize_t lanes, const Pooling* k, const float* x, float* y, float* position)
     void max_pool_f64(Py_ssize_t lanes, const Pooling* k, const double* x, double* y, double* position)
     void max_unpool_f32(Py_ssize_t lanes, const Pooling* k, const float* dy, const float* position,
@@ -166,7 +168,8 @@ cdef void gather(Gather* g, const real* x, const real* w, const real* b, const r
         gather_f64(g, x, w, b, saved, activation, pool_h, pool_w, y, position, part, parts)
 
 
-cdef void correlate(Correlation* k, const real* a, const real* x, real* room, real* dw, real* db,
+cdef void correlate(Correlation* k, const real* a, const real* position, const real* y, const real* x,
+                    real* room, real* dw, real* db,
                     Py_ssize_t n, Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     cdef Py_ssize_t rows = block_rows(x)
     cdef Py_ssize_t of_a = k.groups * k.a_channels * k.ah * k.aw, of_x = k.groups * k.x_channels * k.xh * k.xw
@@ -176,12 +179,13 @@ cdef void correlate(Correlation* k, const real* a, const real* x, real* room, re
         to_blocks(a, of_a, n, of_a, room, 0, 1)
         laid = room + k.blocks * rows * of_a
         to_blocks(x, of_x, n, of_x, laid, 0, 1)
-        correlate(k, <const real*>room, <const real*>laid, <real*>NULL, dw, db, n, rows, 0, 1)
+        correlate(k, <const real*>room, <const real*>NULL, <const real*>NULL, <const real*>laid, <real*>NULL,
+                  dw, db, n, rows, 0, 1)
         return
     if real is float:
-        correlation_f32(k, a, x, dw, db, part, parts)
+        correlation_f32(k, a, position, y, x, dw, db, part, parts)
     else:
-        correlation_f64(k, a, x, dw, db, part, parts)
+        correlation_f64(k, a, position, y, x, dw, db, part, parts)
 
 
 cdef void conv2d_forward(
@@ -243,14 +247,34 @@ cdef void conv2d_weight_grad(
         Py_ssize_t n, Py_ssize_t c, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_t o, Py_ssize_t oh, Py_ssize_t ow,
         Py_ssize_t s, Py_ssize_t cg, Py_ssize_t kh, Py_ssize_t kw,
         Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    conv2d_max_pool2d_weight_grad(
+        x, da, <const real*>NULL, <const real*>NULL, LINEAR, stride_h, stride_w, padding_top, padding_left,
+        padding_bottom, padding_right, dilation_h, dilation_w, groups, 0, 0, room, <real*>NULL, dw, db,
+        n, c, ih, iw, o, oh, ow, s, oh, ow, cg, kh, kw, pad, part, parts)
+
+
+cdef void conv2d_max_pool2d_weight_grad(
+        const real* x, const real* dy, const real* position, const real* y, int activation,
+        Py_ssize_t stride_h, Py_ssize_t stride_w, Py_ssize_t padding_top, Py_ssize_t padding_left,
+        Py_ssize_t padding_bottom, Py_ssize_t padding_right, Py_ssize_t dilation_h, Py_ssize_t dilation_w,
+        Py_ssize_t groups, Py_ssize_t pool_h, Py_ssize_t pool_w, real* room, real* da, real* dw, real* db,
+        Py_ssize_t n, Py_ssize_t c, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_t o, Py_ssize_t ph, Py_ssize_t pw,
+        Py_ssize_t s, Py_ssize_t oh, Py_ssize_t ow, Py_ssize_t cg, Py_ssize_t kh, Py_ssize_t kw,
+        Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     cdef Correlation k
-    k.groups, k.a_channels, k.x_channels, k.ah, k.aw, k.xh, k.xw = groups, o // groups, cg, oh, ow, ih, iw
+    cdef const real* a = dy
+    if pad == 1 and pool_h:  # plain arrays: what is pooled is laid out whole
+        max_pool2d_backward(dy, position, y, activation, pool_h, pool_w, pool_h, pool_w, 0, 0, 0, 0, da,
+                            n, o, ph, pw, oh, ow, pad, 0, 1)
+        a, ph, pw, pool_h, pool_w = da, oh, ow, 0, 0
+    k.groups, k.a_channels, k.x_channels, k.xh, k.xw = groups, o // groups, cg, ih, iw
+    k.ah, k.aw, k.pool_h, k.pool_w = ph * max(pool_h, 1), pw * max(pool_w, 1), pool_h, pool_w
     k.kh, k.kw, k.stride_h, k.stride_w, k.padding_top, k.padding_left, k.dilation_h, k.dilation_w = (
         kh, kw, stride_h, stride_w, padding_top, padding_left, dilation_h, dilation_w)
     k.dw_a, k.dw_x = ld(cg * kh * kw, pad), kh * kw
     k.dw_group = k.a_channels * k.dw_a
-    k.sums_of_x = False
-    correlate(&k, da, x, room, dw, db, n, pad, part, parts)
+    k.sums_of_x, k.activation = False, activation
+    correlate(&k, a, position, y, x, room, dw, db, n, pad, part, parts)
 
 
 cdef void conv2d_backward(
@@ -331,8 +355,8 @@ cdef void conv_transpose2d_weight_grad(
         kh, kw, stride_h, stride_w, padding_top, padding_left, dilation_h, dilation_w)
     k.dw_a, k.dw_x = ld(og * kh * kw, pad), kh * kw
     k.dw_group = k.a_channels * k.dw_a
-    k.sums_of_x = True
-    correlate(&k, x, da, room, dw, db, n, pad, part, parts)
+    k.sums_of_x, k.pool_h = True, 0
+    correlate(&k, x, <const real*>NULL, <const real*>NULL, da, room, dw, db, n, pad, part, parts)
 
 
 cdef void conv_transpose2d_backward(

@@ -963,7 +963,7 @@ cdef class Kernel:
         self.count = len(row.arguments)
         names = row.dims
         self.n_dims = len(names)
-        if self.count > 24 or self.count + self.n_dims > 32 or any(len(a.dims) > 4 for a in row.arrays):
+        if self.count > 24 or self.count + self.n_dims > 40 or any(len(a.dims) > 4 for a in row.arrays):
             raise ValueError(f"{row.name}: more arguments or dims than a call has room for")
         self.activation = self.saved = -1
         for i, a in enumerate(row.arguments):
@@ -987,7 +987,7 @@ cdef class Kernel:
 
     def __call__(self, *args):
         cdef Py_buffer views[24]
-        cdef int64_t operands[32]
+        cdef int64_t operands[40]
         cdef Py_ssize_t i, j, held = 0, itemsize = 0, value
         cdef int64_t* dim = operands + self.count
         cdef double number

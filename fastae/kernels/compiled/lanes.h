@@ -18,16 +18,19 @@
 #define LANE_ROWS 8     /* most channels of a tile of sums over places */
 #define GATHER_ROWS 8   /* and of one of a gather, */
 #define GATHER_PARTS 1  /* which has so many vectors of a place */
+#define POOL_ROWS 4     /* and of one with windows of 2 x 2 places */
 #elif defined(__AVX2__)
 #define LANE_TILE 12
 #define LANE_ROWS 4
 #define GATHER_ROWS 6
 #define GATHER_PARTS 2  /* both halves of a line while it is near */
+#define POOL_ROWS 3
 #else
 #define LANE_TILE 12
 #define LANE_ROWS 4
 #define GATHER_ROWS 4
 #define GATHER_PARTS 1
+#define POOL_ROWS 2
 #endif
 #endif
 
@@ -134,6 +137,8 @@ typedef struct {
     Py_ssize_t stride_h, stride_w, padding_top, padding_left, dilation_h, dilation_w;
     Py_ssize_t dw_a, dw_x, dw_group; /* steps in dw */
     int sums_of_x;                   /* whether x is the gradient of the output, not a */
+    Py_ssize_t pool_h, pool_w;       /* 0, or the windows of a max-pooling whose gradient stands for a */
+    int activation;                  /* whose slope is asked for then */
 } Correlation;
 
 typedef struct {
@@ -386,6 +391,22 @@ STATIC void F(gather_rows)(const Gather *g, Py_ssize_t row, Py_ssize_t row_end, 
     }
 }
 
+/* How many outputs a tile of a gather of one place has, which has blocks of rows beside them: as many as need the fewest
+ * loads for a product. */
+INLINE Py_ssize_t F(place_rows)(Py_ssize_t blocks)
+{
+    Py_ssize_t best = GATHER_ROWS, loads = 0;
+    for (Py_ssize_t rows = GATHER_ROWS; rows >= GATHER_ROWS / 2; rows--) {
+        const Py_ssize_t tiles = (blocks + GATHER_BESIDE(rows) - 1) / GATHER_BESIDE(rows);
+        const Py_ssize_t now = tiles * rows + blocks * GATHER_PARTS;
+        if (rows == GATHER_ROWS || now * best < loads * rows) {
+            best = rows;
+            loads = now;
+        }
+    }
+    return best;
+}
+
 /* A gather whose source and output have one place: a product of matrices, in which blocks of rows lie side by side in a
  * tile, for outputs `first` to `end` of all groups. */
 STATIC void F(gather_place)(const Gather *g, const REAL *x, const REAL *w, const REAL *bias, int relu, const REAL *saved,
@@ -403,14 +424,15 @@ STATIC void F(gather_place)(const Gather *g, const REAL *x, const REAL *w, const
 
 /* -- correlate ----------------------------------------------------------------------------------------------------- */
 
-/* R channels of a x S others of x, summed over places; each of the S is `x_s` further. */
+/* R channels of a x S others of x, summed over places; each of the S is `x_s` further. The sums of a channel of a are
+ * `sums_r` vectors apart. */
 INLINE void F(correlate_tile)(const int R, const int S, const REAL *a, Py_ssize_t a_r, Py_ssize_t a_n, Py_ssize_t a_h,
                               const REAL *x, Py_ssize_t x_s, Py_ssize_t x_n, Py_ssize_t x_h, Py_ssize_t x_w,
-                              Py_ssize_t blocks, Py_ssize_t height, Py_ssize_t width, REAL *sums)
+                              Py_ssize_t blocks, Py_ssize_t height, Py_ssize_t width, REAL *sums, Py_ssize_t sums_r)
 {
     V acc[LANE_ROWS][8];
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int s = 0; s < S; s++)
-        acc[r][s] = F(load)(sums + (r * S + s) * LANES);
+        acc[r][s] = F(load)(sums + (r * sums_r + s) * LANES);
     for (Py_ssize_t n = 0; n < blocks; n++)
         for (Py_ssize_t p = 0; p < height; p++)
             for (Py_ssize_t part = 0; part < BLOCK; part += LANES) {
@@ -429,17 +451,18 @@ INLINE void F(correlate_tile)(const int R, const int S, const REAL *a, Py_ssize_
                 }
             }
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int s = 0; s < S; s++)
-        F(store)(sums + (r * S + s) * LANES, acc[r][s]);
+        F(store)(sums + (r * sums_r + s) * LANES, acc[r][s]);
 }
 
 #define CORRELATE_TILE(R, S) \
     case (R) * 16 + (S): \
-        F(correlate_tile)(R, S, a, a_r, a_n, a_h, x, x_s, x_n, x_h, x_w, blocks, height, width, sums); \
+        F(correlate_tile)(R, S, a, a_r, a_n, a_h, x, x_s, x_n, x_h, x_w, blocks, height, width, sums, \
+                          sums_r); \
         break;
 
 STATIC void F(correlate)(Py_ssize_t r, Py_ssize_t s, const REAL *a, Py_ssize_t a_r, Py_ssize_t a_n, Py_ssize_t a_h,
                          const REAL *x, Py_ssize_t x_s, Py_ssize_t x_n, Py_ssize_t x_h, Py_ssize_t x_w,
-                         Py_ssize_t blocks, Py_ssize_t height, Py_ssize_t width, REAL *sums)
+                         Py_ssize_t blocks, Py_ssize_t height, Py_ssize_t width, REAL *sums, Py_ssize_t sums_r)
 {
     switch (r * 16 + s) { LANE_TILES(CORRELATE_TILE) }
 }
@@ -464,59 +487,124 @@ STATIC REAL F(channel_sum)(const REAL *a, Py_ssize_t step, Py_ssize_t blocks, Py
 }
 
 #define CORRELATE_MOST 224 /* vectors of sums at a time: they stay in the first cache */
-#define CORRELATE_ROWS 192 /* vectors of `a` at a time, likewise */
+#define CORRELATE_ROWS (48 * LANE_ROWS) /* vectors of `a` at a time, likewise */
+#define UNPOOL_MOST 448 /* vectors of `a` made of a pooling's gradient at a time, likewise */
 
-/* One row of the kernel and `rows` windows from p on: the sums of dw[r][s][u, v to v + taps]. With one channel of x the
- * kernel's elements lie beside each other in a tile, else the channels do. */
-STATIC void F(correlate_rows)(const Correlation *k, const REAL *a, const REAL *x, Py_ssize_t R, Py_ssize_t S, Py_ssize_t v,
-                              Py_ssize_t taps, const Py_ssize_t *first, const Py_ssize_t *end, Py_ssize_t together,
-                              Py_ssize_t rows, REAL *sums)
+/* One row of the kernel and `rows` rows of `width` windows, planes of `a` being `a_plane` apart: the sums of
+ * dw[r][s][u, v to v + taps]. With one channel of x the kernel's elements lie beside each other in a tile, else the
+ * channels do. */
+STATIC void F(correlate_rows)(const Correlation *k, const REAL *a, Py_ssize_t a_plane, Py_ssize_t width, const REAL *x,
+                              Py_ssize_t R, Py_ssize_t S, Py_ssize_t v, Py_ssize_t taps, const Py_ssize_t *first,
+                              const Py_ssize_t *end, Py_ssize_t together, Py_ssize_t rows, REAL *sums)
 {
-    const Py_ssize_t a_plane = k->ah * k->aw * BLOCK, x_plane = k->xh * k->xw * BLOCK;
+    const Py_ssize_t x_plane = k->xh * k->xw * BLOCK;
     const Py_ssize_t a_n = k->groups * k->a_channels * a_plane, x_n = k->groups * k->x_channels * x_plane;
-    const Py_ssize_t a_h = k->aw * BLOCK, x_h = k->stride_h * k->xw * BLOCK, x_w = k->stride_w * BLOCK;
+    const Py_ssize_t a_h = width * BLOCK, x_h = k->stride_h * k->xw * BLOCK, x_w = k->stride_w * BLOCK;
     if (k->x_channels > 1) {
         for (Py_ssize_t i = 0; i < taps; i++) {
             const Py_ssize_t j = first[i] * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
             F(correlate)(R, S, a + first[i] * BLOCK, a_plane, a_n, a_h, x + j * BLOCK, x_plane, x_n, x_h, x_w, together,
-                         rows, end[i] - first[i], sums + i * R * S * LANES);
+                         rows, end[i] - first[i], sums + i * R * S * LANES, S);
         }
         return;
     }
-    /* what all elements have in common in one tile, what is left of each by itself */
-    Py_ssize_t from = 0, to = k->aw;
+    /* columns that meet all elements in one tile, each other one with those it meets */
+    Py_ssize_t from = 0, to = width;
     for (Py_ssize_t i = 0; i < taps; i++) {
         from = most(from, first[i]);
         to = least(to, end[i]);
     }
-    if (to > from) {
-        const Py_ssize_t j = from * k->stride_w + v * k->dilation_w - k->padding_left;
-        F(correlate)(R, taps, a + from * BLOCK, a_plane, a_n, a_h, x + j * BLOCK, k->dilation_w * BLOCK, x_n, x_h, x_w,
-                     together, rows, to - from, sums);
-    } else {
-        from = to = k->aw;
+    if (to <= from) from = to = width;
+    for (Py_ssize_t q = 0, count; q < width; q += count) {
+        Py_ssize_t i = 0, stop;
+        while (i < taps && (q < first[i] || q >= end[i])) i++;
+        for (stop = i; stop < taps && q >= first[stop] && q < end[stop];) stop++;
+        count = q == from ? to - from : 1;
+        const Py_ssize_t j = q * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
+        if (stop > i)
+            F(correlate)(R, stop - i, a + q * BLOCK, a_plane, a_n, a_h, x + j * BLOCK, k->dilation_w * BLOCK, x_n, x_h, x_w,
+                         together, rows, count, sums + i * LANES, taps);
     }
-    for (Py_ssize_t i = 0; i < taps; i++)
-        for (int side = 0; side < 2; side++) {
-            const Py_ssize_t start = side ? most(to, first[i]) : first[i];
-            const Py_ssize_t stop = side ? end[i] : least(from, end[i]);
-            if (stop <= start) continue;
-            REAL column[LANE_TILE * LANES] = {0};
-            const Py_ssize_t j = start * k->stride_w + (v + i) * k->dilation_w - k->padding_left;
-            for (Py_ssize_t r = 0; r < R; r++)
-                memcpy(column + r * LANES, sums + (r * taps + i) * LANES, LANES * sizeof(REAL));
-            F(correlate)(R, 1, a + start * BLOCK, a_plane, a_n, a_h, x + j * BLOCK, 0, x_n, x_h, x_w, together, rows,
-                         stop - start, column);
-            for (Py_ssize_t r = 0; r < R; r++)
-                memcpy(sums + (r * taps + i) * LANES, column + r * LANES, LANES * sizeof(REAL));
+}
+
+/* Places of `a` for R channels: rows `p` to p + tall and columns q to q + wide of windows of one block, each window with
+ * the slope of the activation where its largest number came from and zeros elsewhere. The sums of the channels are added
+ * to `biases`. */
+STATIC void F(unpool)(const Correlation *k, const REAL *dy, const REAL *position, const REAL *y, Py_ssize_t R, Py_ssize_t p,
+                      Py_ssize_t tall, Py_ssize_t q, Py_ssize_t wide, REAL *laid, V *biases)
+{
+    REAL slopes[UNPOOL_MOST * BLOCK];
+    const Py_ssize_t columns = k->aw / k->pool_w, plane = k->ah / k->pool_h * columns * BLOCK;
+    const Py_ssize_t row = wide * k->pool_w * BLOCK;
+    for (Py_ssize_t r = 0; r < R; r++)
+        for (Py_ssize_t i = 0; i < tall; i++) {
+            const Py_ssize_t at = r * plane + ((p + i) * columns + q) * BLOCK;
+            const REAL *from = dy + at;
+            V sum = {0};
+            if (y && k->activation != LINEAR) {
+                F(map_slope)(dy + at, y + at, slopes, wide * BLOCK, k->activation);
+                from = slopes;
+            }
+            for (Py_ssize_t j = 0; j < wide; j++)
+                for (Py_ssize_t part = 0; part < BLOCK; part += LANES) {
+                    const V slope = F(load)(from + j * BLOCK + part), place = F(load)(position + at + j * BLOCK + part);
+                    REAL *to = laid + (r * tall + i) * k->pool_h * row + j * k->pool_w * BLOCK + part;
+                    sum += slope;
+                    for (Py_ssize_t u = 0; u < k->pool_h; u++)
+                        for (Py_ssize_t v = 0; v < k->pool_w; v++)
+                            F(store)(to + u * row + v * BLOCK,
+                                     F(pick)(place == F(splat)((REAL)(u * k->pool_w + v)), slope, (V){0}));
+                }
+            biases[r] += sum;
         }
+}
+
+/* The sums of `correlate_kernel_rows` where `a` is the gradient of a max-pooling: its places are laid out so few at a time
+ * that they stay in the first cache, and in no other. */
+STATIC void F(correlate_pooled)(const Correlation *k, const REAL *dy, const REAL *position, const REAL *y, const REAL *x,
+                                Py_ssize_t R, Py_ssize_t S, Py_ssize_t u, Py_ssize_t u_end, Py_ssize_t v, Py_ssize_t taps,
+                                const Py_ssize_t *first, const Py_ssize_t *end, REAL *sums, V *biases)
+{
+    REAL laid[UNPOOL_MOST * BLOCK];
+    const Py_ssize_t height = k->ah / k->pool_h, width = k->aw / k->pool_w, window = R * k->pool_h * k->pool_w;
+    const Py_ssize_t pieces = (width + UNPOOL_MOST / window - 1) / (UNPOOL_MOST / window);
+    const Py_ssize_t tall = pieces > 1 ? 1 : UNPOOL_MOST / (window * width);
+    const Py_ssize_t x_n = k->groups * k->x_channels * k->xh * k->xw * BLOCK;
+    const Py_ssize_t y_n = k->groups * k->a_channels * height * width * BLOCK;
+    for (Py_ssize_t i = 0; i < k->blocks * pieces; i++) {
+        const Py_ssize_t n = i / pieces, q = piece(width, i % pieces, pieces);
+        const Py_ssize_t wide = piece(width, i % pieces + 1, pieces) - q;
+        Py_ssize_t from[8], to[8];
+        for (Py_ssize_t t = 0; t < taps; t++) {
+            from[t] = least(most(first[t] - q * k->pool_w, 0), wide * k->pool_w);
+            to[t] = most(least(end[t] - q * k->pool_w, wide * k->pool_w), from[t]);
+        }
+        for (Py_ssize_t p = 0; p < height; p += tall) {
+            const Py_ssize_t rows = least(tall, height - p), begin = p * k->pool_h;
+            const Py_ssize_t plane = rows * k->pool_h * wide * k->pool_w * BLOCK;
+            F(unpool)(k, dy + n * y_n, position + n * y_n, y ? y + n * y_n : 0, R, p, rows, q, wide, laid, biases);
+            for (Py_ssize_t t = u; t < u_end; t++) {
+                Py_ssize_t top, bottom;
+                windows_inside(t, k->stride_h, k->padding_top, k->dilation_h, k->xh, k->ah, &top, &bottom);
+                top = most(top, begin);
+                bottom = least(bottom, begin + rows * k->pool_h);
+                if (bottom <= top) continue;
+                const Py_ssize_t source = top * k->stride_h + t * k->dilation_h - k->padding_top;
+                F(correlate_rows)(k, laid + (top - begin) * wide * k->pool_w * BLOCK, plane, wide * k->pool_w,
+                                  x + n * x_n + (source * k->xw + q * k->pool_w * k->stride_w) * BLOCK, R, S, v, taps, from,
+                                  to, 1, bottom - top, sums + (t - u) * R * S * taps * LANES);
+            }
+        }
+    }
 }
 
 /* dw[r][s][u, v] for R channels of `a`, S channels of `x` and kernel elements (u to u_end, v to v_end): `a` and `x` are at
  * their first channel. Kernel rows go over the same few rows of `a` one after the other, while these are in the first
- * cache. With `db`, the sums of those channels of `a` or `x` that are the gradient of the output. */
-STATIC void F(correlate_kernel_rows)(const Correlation *k, const REAL *a, const REAL *x, Py_ssize_t R, Py_ssize_t S,
-                                     Py_ssize_t u, Py_ssize_t u_end, Py_ssize_t v, Py_ssize_t v_end, REAL *dw, REAL *db)
+ * cache. With `db`, the sums of those channels of `a` or `x` that are the gradient of the output. With a pooling `a` is
+ * the gradient of its numbers, of which `position` and `y` tell. */
+STATIC void F(correlate_kernel_rows)(const Correlation *k, const REAL *a, const REAL *position, const REAL *y, const REAL *x,
+                                     Py_ssize_t R, Py_ssize_t S, Py_ssize_t u, Py_ssize_t u_end, Py_ssize_t v,
+                                     Py_ssize_t v_end, REAL *dw, REAL *db)
 {
     REAL sums[CORRELATE_MOST * 16];
     V biases[8] = {{0}};
@@ -530,7 +618,8 @@ STATIC void F(correlate_kernel_rows)(const Correlation *k, const REAL *a, const 
     /* as many rows at a time as stay in the first cache for all elements; all of a small image */
     Py_ssize_t height = most(CORRELATE_ROWS / (R * k->aw), 1), together = 1;
     if (R * k->ah * k->aw <= 64) together = k->blocks;
-    for (Py_ssize_t n = 0; n < k->blocks; n += together) {
+    if (k->pool_h) F(correlate_pooled)(k, a, position, y, x, R, S, u, u_end, v, taps, first, end, sums, biases);
+    for (Py_ssize_t n = 0; n < k->blocks && !k->pool_h; n += together) {
         for (Py_ssize_t b = n; db && b < n + together; b++)
             for (Py_ssize_t c = 0; c < (k->sums_of_x ? S : R); c++)
                 biases[c] += k->sums_of_x ? F(plane_lanes)(x + b * x_n + c * x_plane, k->xh * k->xw)
@@ -542,7 +631,7 @@ STATIC void F(correlate_kernel_rows)(const Correlation *k, const REAL *a, const 
                 top = most(top, p);
                 bottom = least(bottom, p + height);
                 if (bottom > top)
-                    F(correlate_rows)(k, a + n * a_n + top * k->aw * BLOCK,
+                    F(correlate_rows)(k, a + n * a_n + top * k->aw * BLOCK, a_plane, k->aw,
                                       x + n * x_n + (top * k->stride_h + t * k->dilation_h - k->padding_top) * k->xw * BLOCK,
                                       R, S, v, taps, first, end, together, bottom - top, sums + (t - u) * each * LANES);
             }
@@ -749,25 +838,110 @@ STATIC void F(downsum)(Py_ssize_t lanes, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_
         F(downsum_plane)(BLOCK, ih, iw, fh, fw, dy, dx);
 }
 
-/* The largest of *old and rows x columns numbers, and where it is; a NaN is the largest. */
+/* The largest of *old and one more number, and where it is; a NaN is the largest. */
+INLINE void F(pool_number)(V new, REAL number, V *old, V *at)
+{
+    const VI take = ~(new <= *old) & (*old == *old);
+    *old = F(pick)(take, new, *old);
+    *at = F(pick)(take, F(splat)(number), *at);
+}
+
+/* The same of rows x columns numbers. */
 INLINE void F(pool_window)(const Py_ssize_t rows, const Py_ssize_t columns, const REAL *from, Py_ssize_t row, REAL number,
                            Py_ssize_t pool_w, V *old, V *at)
 {
     for (Py_ssize_t u = 0; u < rows; u++)
-        for (Py_ssize_t i = 0; i < columns; i++) {
-            const V new = F(load)(from + u * row + i * BLOCK);
-            const VI take = ~(new <= *old) & (*old == *old);
-            *old = F(pick)(take, new, *old);
-            *at = F(pick)(take, F(splat)(number + (REAL)(u * pool_w + i)), *at);
+        for (Py_ssize_t i = 0; i < columns; i++)
+            F(pool_number)(F(load)(from + u * row + i * BLOCK), number + (REAL)(u * pool_w + i), old, at);
+}
+
+/* R channels of `count` windows of 2 x 2 places, from element `at` of x on: no place leaves the registers. Steps as in
+ * gather_tile; x_d is from a place to the one below. Not `whole`, the places have the taps of their two rows and columns. */
+INLINE void F(pool_tile)(const int R, const int whole, const Taps *rows, const Taps *columns, Py_ssize_t count, const REAL *x,
+                         Py_ssize_t at, Py_ssize_t x_c, Py_ssize_t x_h, Py_ssize_t x_w, Py_ssize_t x_t, Py_ssize_t x_d,
+                         const REAL *w, Py_ssize_t w_r, Py_ssize_t w_c, Py_ssize_t w_h, Py_ssize_t w_w, Py_ssize_t channels,
+                         Py_ssize_t kh, Py_ssize_t kw, const REAL *bias, int relu, REAL *y, REAL *position, Py_ssize_t y_r)
+{
+    for (Py_ssize_t i = 0; i < count * BLOCK; i += LANES) {
+        V acc[POOL_ROWS][4];
+        const Py_ssize_t source = at + i / BLOCK * 2 * x_t + i % BLOCK;
+        UNROLL for (int r = 0; r < R; r++)
+        {
+            const V first = bias ? F(splat)(bias[r]) : (V){0};
+            UNROLL for (int t = 0; t < 4; t++) acc[r][t] = first;
         }
+        for (Py_ssize_t c = 0; c < channels; c++)
+            for (Py_ssize_t u = 0; u < kh; u++) {
+                Py_ssize_t from = source + c * x_c + u * x_h;
+                const REAL *by = w + c * w_c + u * w_h;
+                for (Py_ssize_t v = 0; v < kw; v++) {
+                    V wr[POOL_ROWS];
+                    UNROLL for (int r = 0; r < R; r++) wr[r] = F(splat)(by[r * w_r]);
+                    UNROLL for (int t = 0; t < 4; t++)
+                    {
+                        const Taps *down = rows + t / 2, *right = columns + t % 2;
+                        if (!whole && (u < down->first || u >= down->first + down->count || v < right->first ||
+                                       v >= right->first + right->count))
+                            continue;
+                        const V xt = F(load)(x + from + t / 2 * x_d + t % 2 * x_t);
+                        UNROLL for (int r = 0; r < R; r++) acc[r][t] += wr[r] * xt;
+                    }
+                    from += x_w;
+                    by += w_w;
+                }
+            }
+        UNROLL for (int r = 0; r < R; r++)
+        {
+            V largest = F(activate)(acc[r][0], relu ? RELU : LINEAR), place = {0};
+            UNROLL for (int t = 1; t < 4; t++) F(pool_number)(acc[r][t], (REAL)t, &largest, &place);
+            F(store)(y + r * y_r + i, largest);
+            if (position) F(store)(position + r * y_r + i, place);
+        }
+    }
+}
+
+/* Windows q to q_end of 2 x 2 places of a row of windows: all with all their taps, or a single one. */
+STATIC void F(pool_places)(const Gather *g, Py_ssize_t row, Py_ssize_t q, Py_ssize_t q_end, int whole, const REAL *source,
+                           const REAL *weight, const REAL *bias, int relu, Py_ssize_t channels, REAL *y, REAL *position,
+                           Py_ssize_t y_r)
+{
+    const Py_ssize_t x_c = g->h.size * g->w.size * BLOCK, x_h = g->h.dilation * g->w.size * BLOCK;
+    const Py_ssize_t x_w = g->w.dilation * BLOCK, x_t = g->w.down * BLOCK, x_d = g->h.down * g->w.size * BLOCK;
+    const Py_ssize_t top = 2 * row * g->h.down + g->h.offset, left = 2 * q * g->w.down + g->w.offset;
+    const Py_ssize_t at = (top * g->w.size + left) * BLOCK;
+    Taps rows[2], columns[2];
+    for (int t = 0; t < 2; t++) {
+        rows[t] = inside(taps_of(&g->h, 2 * row + t), g->h.size);
+        columns[t] = inside(taps_of(&g->w, 2 * q + t), g->w.size);
+    }
+    for (Py_ssize_t r = 0, some; r < channels; r += some) {
+        const REAL *w = weight + r * g->w_out, *b = bias ? bias + r : 0;
+        REAL *to = y + r * y_r + q * BLOCK, *place = position ? position + r * y_r + q * BLOCK : 0;
+        some = least(POOL_ROWS, channels - r);
+        switch (2 * some + whole) {
+#define POOL_TILE(R, WHOLE) \
+    case 2 * (R) + (WHOLE): \
+        F(pool_tile)(R, WHOLE, rows, columns, q_end - q, source, at, x_c, x_h, x_w, x_t, x_d, w, g->w_out, g->w_in, g->w_h, \
+                     g->w_w, g->channels, g->h.kernel, g->w.kernel, b, relu, to, place, y_r); \
+        break;
+            POOL_TILE(1, 0) POOL_TILE(1, 1) POOL_TILE(2, 0) POOL_TILE(2, 1)
+#if POOL_ROWS > 2
+            POOL_TILE(3, 0) POOL_TILE(3, 1)
+#endif
+#if POOL_ROWS > 3
+            POOL_TILE(4, 0) POOL_TILE(4, 1)
+#endif
+#undef POOL_TILE
+        }
+    }
 }
 
 #define POOL_MOST 512 /* vectors of a gather that wait to be pooled: they stay in the first cache */
 
 /* One row of a max-pooling of windows side by side, over rows of a gather that are made as they are needed: all rows of
  * a window at once, or one after the other where its rows are many. */
-STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_h, Py_ssize_t pool_w, Py_ssize_t width,
-                               const REAL *source, const REAL *weight, const REAL *bias, Py_ssize_t channels,
+STATIC void F(gather_pool)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_h, Py_ssize_t pool_w, Py_ssize_t width,
+                           const REAL *source, const REAL *weight, const REAL *bias, Py_ssize_t channels,
                                int activation, REAL *y, REAL *position, Py_ssize_t y_r)
 {
     REAL made[POOL_MOST * BLOCK];
@@ -805,6 +979,25 @@ STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_
         }
 }
 
+/* The same; windows of 2 x 2 places are made in registers, unless the activation goes over what is made. */
+STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_h, Py_ssize_t pool_w, Py_ssize_t width,
+                               const REAL *source, const REAL *weight, const REAL *bias, Py_ssize_t channels,
+                               int activation, REAL *y, REAL *position, Py_ssize_t y_r)
+{
+    if (pool_h != 2 || pool_w != 2 || (activation != LINEAR && activation != RELU)) {
+        F(gather_pool)(g, row, pool_h, pool_w, width, source, weight, bias, channels, activation, y, position, y_r);
+        return;
+    }
+    const Phase rows = phase_of(&g->h, 0, 2 * row, 2 * row + 2), columns = phase_of(&g->w, 0, 0, 2 * width);
+    const int whole = rows.to - rows.from == 2;
+    const Py_ssize_t from = (columns.from + 1) / 2, to = columns.to / 2;
+    for (Py_ssize_t q = 0, count; q < width; q += count) {
+        const int inner = whole && q >= from && q < to;
+        count = inner ? to - q : 1;
+        F(pool_places)(g, row, q, q + count, inner, source, weight, bias, activation == RELU, channels, y, position, y_r);
+    }
+}
+
 /* This part's share of a gather: y, in blocks of rows, is made of x. With `pool_h` > 0 windows of that size are pooled
  * as soon as their rows are there, and `position` may be asked for; else y is multiplied by the derivative of
  * `activation` in `saved` where that is given, and is f(y) of it where not. */
@@ -819,6 +1012,7 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
     /* The weights of a tile, where they are larger than the source they meet, are used for all blocks before the next. */
     const int weights_stay = GATHER_ROWS * g->w.kernel > g->w.size * BLOCK;
     if (!pool_h && g->oh == 1 && g->ow == 1 && g->h.size == 1 && g->w.size == 1 && g->h.kernel == 1 && g->w.kernel == 1) {
+        const Py_ssize_t rows = F(place_rows)(g->blocks), tiles = (g->outputs + rows - 1) / rows, bands = g->groups * tiles;
         for (Py_ssize_t i = piece(bands, part, parts); i < piece(bands, part + 1, parts); i++) {
             const Py_ssize_t group = i / tiles, first = piece(g->outputs, i % tiles, tiles);
             const Py_ssize_t end = piece(g->outputs, i % tiles + 1, tiles);
@@ -906,13 +1100,15 @@ STATIC void F(correlate_place)(const Correlation *k, const REAL *a, const REAL *
 }
 #undef PANEL_BLOCKS
 
-/* This part's share of a correlation, and of the sums of its channels, if these are asked for. */
-STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *x, REAL *dw, REAL *db, Py_ssize_t part,
-                           Py_ssize_t parts)
+/* This part's share of a correlation, and of the sums of its channels, if these are asked for. With a pooling `a` is the
+ * gradient of its numbers, of which `position` and, for the slope, `y` tell. */
+STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *position, const REAL *y, const REAL *x, REAL *dw,
+                           REAL *db, Py_ssize_t part, Py_ssize_t parts)
 {
-    const Py_ssize_t a_plane = k->ah * k->aw * BLOCK, x_plane = k->xh * k->xw * BLOCK;
-    if (k->ah == 1 && k->aw == 1 && k->kh == k->xh && k->kw == k->xw && k->dilation_h == 1 && k->dilation_w == 1 &&
-        !k->padding_top && !k->padding_left) {
+    const Py_ssize_t x_plane = k->xh * k->xw * BLOCK;
+    const Py_ssize_t a_plane = k->ah * k->aw / (k->pool_h ? k->pool_h * k->pool_w : 1) * BLOCK;
+    if (!k->pool_h && k->ah == 1 && k->aw == 1 && k->kh == k->xh && k->kw == k->xw && k->dilation_h == 1 &&
+        k->dilation_w == 1 && !k->padding_top && !k->padding_left) {
         const Py_ssize_t channels = k->groups * (k->sums_of_x ? k->x_channels : k->a_channels);
         const Py_ssize_t plane = k->sums_of_x ? x_plane : a_plane;
         for (Py_ssize_t c = piece(channels, part, parts); db && c < piece(channels, part + 1, parts); c++)
@@ -935,8 +1131,9 @@ STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *x, R
         const Py_ssize_t v = piece(k->kw, taps, tap_tiles), v_end = piece(k->kw, taps + 1, tap_tiles);
         const int adds = db && !u && !taps && !(k->sums_of_x ? a_tile : x_tile);
         rows = least(CORRELATE_MOST / ((r_end - r) * (s_end - s) * (v_end - v)), least(stop - i, k->kh - u));
-        F(correlate_kernel_rows)(k, a + (group * k->a_channels + r) * a_plane, x + (group * k->x_channels + s) * x_plane,
-                                 r_end - r, s_end - s, u, u + rows, v, v_end,
+        const Py_ssize_t at = (group * k->a_channels + r) * a_plane;
+        F(correlate_kernel_rows)(k, a + at, position ? position + at : 0, y ? y + at : 0,
+                                 x + (group * k->x_channels + s) * x_plane, r_end - r, s_end - s, u, u + rows, v, v_end,
                                  dw + group * k->dw_group + r * k->dw_a + s * k->dw_x,
                                  !adds ? 0 : k->sums_of_x ? db + group * k->x_channels + s : db + group * k->a_channels + r);
     }
