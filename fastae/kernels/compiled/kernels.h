@@ -113,6 +113,9 @@ static const double INVERSE_FACTORIAL[] = {
 #include "norms.h"
 #include "noise.h"
 #include "lanes.h"
+#include "pools.h"
+#include "gather.h"
+#include "correlate.h"
 #undef V
 #undef VI
 #undef LANES
@@ -164,6 +167,9 @@ static const double INVERSE_FACTORIAL[] = {
 #include "norms.h"
 #include "noise.h"
 #include "lanes.h"
+#include "pools.h"
+#include "gather.h"
+#include "correlate.h"
 #undef V
 #undef VI
 #undef LANES
