@@ -22,6 +22,9 @@ __all__ = ["chained"]
 #: Most elements of a window of the pooling that is computed with the convolution before it.
 _MOST_POOLED = 16
 
+#: Sums that the gradient of a weight goes on with at once, in registers and in all (compiled/correlate.h).
+_ROWS, _TILE, _SUMS = 8, 24, 224
+
 
 class ConvOp(Op):
     """y = f(b + the convolution of x and w), or the transposed one."""
@@ -53,9 +56,13 @@ class ConvOp(Op):
         if self.trainable:
             self.weight_grad(to, da)
 
+    def gradients(self, to: _Lowering) -> tuple[Slot, Slot | None]:
+        """Where the gradients of weight and bias are."""
+        return to.gradient_of[self.w.name], None if self.b is None else to.gradient_of[self.b.name]
+
     def weight_grad(self, to: _Lowering, da: Slot) -> None:
         """Emit the gradients of weight and bias."""
-        dw, db = to.gradient_of[self.w.name], None if self.b is None else to.gradient_of[self.b.name]
+        dw, db = self.gradients(to)
         to.emit(f"{self.kernel}_weight_grad", "", x=self.input(to), da=da, dw=dw, db=db, **self.geometry)
 
 
@@ -103,7 +110,7 @@ class UpsampleConvOp(PlainConvOp):
         super().forward(to)
 
     def weight_grad(self, to: _Lowering, da: Slot) -> None:
-        dw, db = to.gradient_of[self.w.name], None if self.b is None else to.gradient_of[self.b.name]
+        dw, db = self.gradients(to)
         dv = to.slot(f"{self.name}.composed.grad", self.v.shape)
         to.emit(f"{self.kernel}_weight_grad", "", x=self.input(to), da=da, dw=dv, db=db, **self.geometry)
         to.emit(f"{self.make}_grad", f"back to the weight of {self.name}", dv=dv, dw=dw, **self.factors)
@@ -149,14 +156,23 @@ class PooledConvOp(ConvOp):
             "y": y.slot if self.f != "linear" else None,
             "activation": self.f,
         }
-        if to.padded and not x.needs_gradient:  # the larger gradient has one reader, who makes it as it goes
-            dw, db = to.gradient_of[self.w.name], None if self.b is None else to.gradient_of[self.b.name]
+        if to.padded and self._is_made_as_read(x):
+            dw, db = self.gradients(to)
             kernel = "conv2d_max_pool2d_weight_grad"
             to.emit(kernel, note, x=self.input(to), dw=dw, db=db, **back, **self.geometry, **self.pool)
             return
         whole = to.slot(f"{self.name}.da", (to.batch_size, *self.whole), batched=True)
         to.emit("max_pool2d_backward", note, dx=whole, **back, **self.pooling)
         self.convolve_back(to, whole)
+
+    def _is_made_as_read(self, x: Value) -> bool:
+        """Whether the gradient before the pooling has one reader, who makes it as it goes, and but once."""
+        filters, channels, kh, kw = self.w.shape
+        rows = min(filters // int(self.geometry["groups"]), _ROWS)
+        once = rows * (channels if channels > 1 else kw) <= _TILE and rows * channels * kh * kw <= _SUMS
+        _, height, width = self.whole
+        all_pooled = height % self.pool["pool_h"] == width % self.pool["pool_w"] == 0
+        return once and all_pooled and not x.needs_gradient
 
 
 class WindowOp(Op):

@@ -1514,7 +1514,7 @@ def _conv2d_max_pool2d_weight_grad(
     part,
     parts,
 ):
-    if part:  # the sums need all of da: the two kernels are what a team runs
+    if part:  # the sums need all of da: unpadded Programs have its two kernels instead
         return
     _max_pool2d_backward(dy, position, y, activation, pool_h, pool_w, pool_h, pool_w, 0, 0, 0, 0, da, 0, 1)
     _conv2d_weight_grad(

@@ -64,7 +64,9 @@ STATIC REAL F(channel_sum)(const REAL *a, Py_ssize_t step, Py_ssize_t blocks, Py
 
 #define CORRELATE_MOST 224 /* vectors of sums at a time: they stay in the first cache */
 #define CORRELATE_ROWS (48 * LANE_ROWS) /* vectors of `a` at a time, likewise */
-#define UNPOOL_MOST 448 /* vectors of `a` made of a pooling's gradient at a time, likewise */
+/* Vectors of `a` made of a pooling's gradient at a time, likewise: at least a window of LANE_ROWS channels, for lowering
+ * pools no more than 16 places so. */
+#define UNPOOL_MOST 448
 
 /* One row of the kernel and `rows` rows of `width` windows, planes of `a` being `a_plane` apart: the sums of
  * dw[r][s][u, v to v + taps]. With one channel of x the kernel's elements lie beside each other in a tile, else the
@@ -100,6 +102,25 @@ STATIC void F(correlate_rows)(const Correlation *k, const REAL *a, Py_ssize_t a_
         if (stop > i)
             F(correlate)(R, stop - i, a + q * BLOCK, a_plane, a_n, a_h, x + j * BLOCK, k->dilation_w * BLOCK, x_n, x_h, x_w,
                          together, rows, count, sums + i * LANES, taps);
+    }
+}
+
+/* Kernel rows u to u_end with rows `begin` to `stop` of windows, of which `a` has so many lines of `width`, and x is whole:
+ * they go over the same few rows of `a` one after the other, while these are in the first cache. */
+STATIC void F(correlate_band)(const Correlation *k, const REAL *a, Py_ssize_t a_plane, Py_ssize_t width, const REAL *x,
+                              Py_ssize_t R, Py_ssize_t S, Py_ssize_t u, Py_ssize_t u_end, Py_ssize_t v, Py_ssize_t taps,
+                              const Py_ssize_t *first, const Py_ssize_t *end, Py_ssize_t together, Py_ssize_t begin,
+                              Py_ssize_t stop, REAL *sums)
+{
+    for (Py_ssize_t t = u; t < u_end; t++, sums += R * S * taps * LANES) {
+        Py_ssize_t top, bottom;
+        windows_inside(t, k->stride_h, k->padding_top, k->dilation_h, k->xh, k->ah, &top, &bottom);
+        top = most(top, begin);
+        bottom = least(bottom, stop);
+        if (bottom > top)
+            F(correlate_rows)(k, a + (top - begin) * width * BLOCK, a_plane, width,
+                              x + (top * k->stride_h + t * k->dilation_h - k->padding_top) * k->xw * BLOCK, R, S, v, taps,
+                              first, end, together, bottom - top, sums);
     }
 }
 
@@ -159,25 +180,15 @@ STATIC void F(correlate_pooled)(const Correlation *k, const REAL *dy, const REAL
             const Py_ssize_t rows = least(tall, height - p), begin = p * k->pool_h;
             const Py_ssize_t plane = rows * k->pool_h * wide * k->pool_w * BLOCK;
             F(unpool)(k, dy + n * y_n, position + n * y_n, y ? y + n * y_n : 0, R, p, rows, q, wide, laid, biases);
-            for (Py_ssize_t t = u; t < u_end; t++) {
-                Py_ssize_t top, bottom;
-                windows_inside(t, k->stride_h, k->padding_top, k->dilation_h, k->xh, k->ah, &top, &bottom);
-                top = most(top, begin);
-                bottom = least(bottom, begin + rows * k->pool_h);
-                if (bottom <= top) continue;
-                const Py_ssize_t source = top * k->stride_h + t * k->dilation_h - k->padding_top;
-                F(correlate_rows)(k, laid + (top - begin) * wide * k->pool_w * BLOCK, plane, wide * k->pool_w,
-                                  x + n * x_n + (source * k->xw + q * k->pool_w * k->stride_w) * BLOCK, R, S, v, taps, from,
-                                  to, 1, bottom - top, sums + (t - u) * R * S * taps * LANES);
-            }
+            F(correlate_band)(k, laid, plane, wide * k->pool_w, x + n * x_n + q * k->pool_w * k->stride_w * BLOCK, R, S, u,
+                              u_end, v, taps, from, to, 1, begin, begin + rows * k->pool_h, sums);
         }
     }
 }
 
 /* dw[r][s][u, v] for R channels of `a`, S channels of `x` and kernel elements (u to u_end, v to v_end): `a` and `x` are at
- * their first channel. Kernel rows go over the same few rows of `a` one after the other, while these are in the first
- * cache. With `db`, the sums of those channels of `a` or `x` that are the gradient of the output. With a pooling `a` is
- * the gradient of its numbers, of which `position` and `y` tell. */
+ * their first channel. With `db`, the sums of those channels of `a` or `x` that are the gradient of the output. With a
+ * pooling `a` is the gradient of its numbers, of which `position` and `y` tell. */
 STATIC void F(correlate_kernel_rows)(const Correlation *k, const REAL *a, const REAL *position, const REAL *y, const REAL *x,
                                      Py_ssize_t R, Py_ssize_t S, Py_ssize_t u, Py_ssize_t u_end, Py_ssize_t v,
                                      Py_ssize_t v_end, REAL *dw, REAL *db)
@@ -192,25 +203,16 @@ STATIC void F(correlate_kernel_rows)(const Correlation *k, const REAL *a, const 
         windows_inside(v + i, k->stride_w, k->padding_left, k->dilation_w, k->xw, k->aw, first + i, end + i);
     memset(sums, 0, (size_t)(each * (u_end - u)) * LANES * sizeof(REAL));
     /* as many rows at a time as stay in the first cache for all elements; all of a small image */
-    Py_ssize_t height = most(CORRELATE_ROWS / (R * k->aw), 1), together = 1;
-    if (R * k->ah * k->aw <= 64) together = k->blocks;
+    const Py_ssize_t height = most(CORRELATE_ROWS / (R * k->aw), 1), together = R * k->ah * k->aw <= 64 ? k->blocks : 1;
     if (k->pool_h) F(correlate_pooled)(k, a, position, y, x, R, S, u, u_end, v, taps, first, end, sums, biases);
-    for (Py_ssize_t n = 0; n < k->blocks && !k->pool_h; n += together) {
+    for (Py_ssize_t n = k->pool_h ? k->blocks : 0; n < k->blocks; n += together) {
         for (Py_ssize_t b = n; db && b < n + together; b++)
             for (Py_ssize_t c = 0; c < (k->sums_of_x ? S : R); c++)
                 biases[c] += k->sums_of_x ? F(plane_lanes)(x + b * x_n + c * x_plane, k->xh * k->xw)
                                           : F(plane_lanes)(a + b * a_n + c * a_plane, k->ah * k->aw);
         for (Py_ssize_t p = 0; p < k->ah; p += height)
-            for (Py_ssize_t t = u; t < u_end; t++) {
-                Py_ssize_t top, bottom;
-                windows_inside(t, k->stride_h, k->padding_top, k->dilation_h, k->xh, k->ah, &top, &bottom);
-                top = most(top, p);
-                bottom = least(bottom, p + height);
-                if (bottom > top)
-                    F(correlate_rows)(k, a + n * a_n + top * k->aw * BLOCK, a_plane, k->aw,
-                                      x + n * x_n + (top * k->stride_h + t * k->dilation_h - k->padding_top) * k->xw * BLOCK,
-                                      R, S, v, taps, first, end, together, bottom - top, sums + (t - u) * each * LANES);
-            }
+            F(correlate_band)(k, a + n * a_n + p * k->aw * BLOCK, a_plane, k->aw, x + n * x_n, R, S, u, u_end, v, taps, first,
+                              end, together, p, p + height, sums);
     }
     REAL totals[CORRELATE_MOST + 16];
     const Py_ssize_t count = each * (u_end - u);

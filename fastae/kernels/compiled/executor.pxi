@@ -10,7 +10,7 @@ cdef extern from "kernels.h" nogil:
 
 cdef extern from "team.h" nogil:
     ctypedef struct Seat:
-        pass
+        double slept
     void tell(Seat* seat, uint32_t round)
     void wait_for(Seat* seat, uint32_t round)
     void tell_one_more(Seat* seat)
@@ -29,8 +29,8 @@ cdef extern from "team.h" nogil:
     ctypedef struct Tuner:
         int team
     Tuner new_tuner()
-    void time_from_now(Tuner* tuner)
-    int tune(Tuner* tuner, Py_ssize_t parts)
+    void time_from_now(Tuner* tuner, double slept)
+    int tune(Tuner* tuner, double slept, Py_ssize_t parts)
     bint alone(const Tuner* tuner, Py_ssize_t batches)
     uint64_t flush_denormals()
     void restore_denormals(uint64_t before)
@@ -149,7 +149,7 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
             # all are there before anything changes of what they read on their way
             meet(job.seats, &round, part, parts)
             if job.tuner != NULL:
-                time_from_now(job.tuner)
+                time_from_now(job.tuner, job.seats[0].slept)
         start = batch * job.batch
         count = min(job.batch, job.rows - start)
         code, opens = own.code, own.opens
@@ -192,7 +192,7 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
             # in one of two places: who is late reads the other one's while this thread is a batch ahead
             job.control[3 + batch % 2] = job.control[0]
             if job.tuner != NULL and (team == parts or not job.tuner.team):
-                if not tune(job.tuner, parts) and team > 1:
+                if not tune(job.tuner, job.seats[0].slept, parts) and team > 1:
                     job.alone_from = batch + 1
         meet(job.seats, &round, part, team)
         if part == 0:  # nobody reads the number of updates any more, or again before they meet
@@ -506,7 +506,7 @@ cdef class Executor:
         job.control[1], job.control[2] = 0, -1
         job.tuner = tuner
         if tuner != NULL:
-            time_from_now(tuner)
+            time_from_now(tuner, 0)
         if parts > 1 and not apart:
             if tuner != NULL and not tuner.team or batches >= MANY_BATCHES and routine.work < SHORT_BATCH:
                 job.alone_from = 0

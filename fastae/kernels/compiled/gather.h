@@ -263,8 +263,8 @@ STATIC void F(pool_places)(const Gather *g, Py_ssize_t row, Py_ssize_t q, Py_ssi
 
 #define POOL_MOST 512 /* vectors of a gather that wait to be pooled: they stay in the first cache */
 
-/* One row of a max-pooling of windows side by side, over rows of a gather that are made as they are needed: all rows of
- * a window at once, or one after the other where its rows are many. */
+/* One row of a max-pooling of windows side by side, over rows of a gather that are made as they are needed: all rows of a
+ * window at once, or one after the other where its rows are many. */
 STATIC void F(gather_pool)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_h, Py_ssize_t pool_w, Py_ssize_t width,
                            const REAL *source, const REAL *weight, const REAL *bias, Py_ssize_t channels,
                                int activation, REAL *y, REAL *position, Py_ssize_t y_r)
@@ -304,22 +304,24 @@ STATIC void F(gather_pool)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_h, P
         }
 }
 
-/* The same; windows of 2 x 2 places are made in registers, unless the activation goes over what is made. */
-STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_h, Py_ssize_t pool_w, Py_ssize_t width,
-                               const REAL *source, const REAL *weight, const REAL *bias, Py_ssize_t channels,
-                               int activation, REAL *y, REAL *position, Py_ssize_t y_r)
+/* One row of a max-pooling of windows side by side. Windows of 2 x 2 places are made in registers where most of them have
+ * all their taps and the activation does not go over what is made; of many channels only with registers for larger tiles,
+ * for there the products are what counts. */
+STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_h, Py_ssize_t pool_w, Py_ssize_t height,
+                               Py_ssize_t width, const REAL *source, const REAL *weight, const REAL *bias,
+                               Py_ssize_t channels, int activation, REAL *y, REAL *position, Py_ssize_t y_r)
 {
-    if (pool_h != 2 || pool_w != 2 || (activation != LINEAR && activation != RELU)) {
+    const Phase rows = phase_of(&g->h, 0, 0, 2 * height), columns = phase_of(&g->w, 0, 0, 2 * width);
+    const Py_ssize_t top = (rows.from + 1) / 2, bottom = rows.to / 2, left = (columns.from + 1) / 2, right = columns.to / 2;
+    if (pool_h != 2 || pool_w != 2 || (activation != LINEAR && activation != RELU) || g->channels > POOL_CHANNELS ||
+        2 * most(bottom - top, 0) * most(right - left, 0) < height * width) {
         F(gather_pool)(g, row, pool_h, pool_w, width, source, weight, bias, channels, activation, y, position, y_r);
         return;
     }
-    const Phase rows = phase_of(&g->h, 0, 2 * row, 2 * row + 2), columns = phase_of(&g->w, 0, 0, 2 * width);
-    const int whole = rows.to - rows.from == 2;
-    const Py_ssize_t from = (columns.from + 1) / 2, to = columns.to / 2;
     for (Py_ssize_t q = 0, count; q < width; q += count) {
-        const int inner = whole && q >= from && q < to;
-        count = inner ? to - q : 1;
-        F(pool_places)(g, row, q, q + count, inner, source, weight, bias, activation == RELU, channels, y, position, y_r);
+        const int whole = row >= top && row < bottom && q >= left && q < right;
+        count = whole ? right - q : 1;
+        F(pool_places)(g, row, q, q + count, whole, source, weight, bias, activation == RELU, channels, y, position, y_r);
     }
 }
 
@@ -337,10 +339,10 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
     /* The weights of a tile, where they are larger than the source they meet, are used for all blocks before the next. */
     const int weights_stay = GATHER_ROWS * g->w.kernel > g->w.size * BLOCK;
     if (!pool_h && g->oh == 1 && g->ow == 1 && g->h.size == 1 && g->w.size == 1 && g->h.kernel == 1 && g->w.kernel == 1) {
-        const Py_ssize_t rows = F(place_rows)(g->blocks), tiles = (g->outputs + rows - 1) / rows, bands = g->groups * tiles;
-        for (Py_ssize_t i = piece(bands, part, parts); i < piece(bands, part + 1, parts); i++) {
-            const Py_ssize_t group = i / tiles, first = piece(g->outputs, i % tiles, tiles);
-            const Py_ssize_t end = piece(g->outputs, i % tiles + 1, tiles);
+        const Py_ssize_t pieces = (g->outputs - 1) / F(place_rows)(g->blocks) + 1, stop = g->groups * pieces;
+        for (Py_ssize_t i = piece(stop, part, parts); i < piece(stop, part + 1, parts); i++) {
+            const Py_ssize_t group = i / pieces, first = piece(g->outputs, i % pieces, pieces);
+            const Py_ssize_t end = piece(g->outputs, i % pieces + 1, pieces);
             F(gather_place)(g, x, w, bias, relu, saved, y, group, first, end);
             for (Py_ssize_t block = 0; passes && block < g->blocks; block++) {
                 const Py_ssize_t at = ((block * g->groups + group) * g->outputs + first) * BLOCK;
@@ -365,7 +367,7 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
         rows = weights_stay || pool_h ? 1 : least(stop - i, height - row);
         if (passes) rows = least(rows, 2 * LANE_BESIDE(end - first));
         if (pool_h) {
-            F(gather_pool_row)(g, row, pool_h, pool_w, width, source, weight, from, end - first, activation, y + at,
+            F(gather_pool_row)(g, row, pool_h, pool_w, height, width, source, weight, from, end - first, activation, y + at,
                                position ? position + at : 0, y_plane);
             continue;
         }

@@ -18,19 +18,22 @@
 #define LANE_ROWS 8     /* most channels of a tile of sums over places */
 #define GATHER_ROWS 8   /* and of one of a gather, */
 #define GATHER_PARTS 1  /* which has so many vectors of a place */
-#define POOL_ROWS 4     /* and of one with windows of 2 x 2 places */
+#define POOL_ROWS 4     /* and of one with windows of 2 x 2 places, */
+#define POOL_CHANNELS 16 /* of a source with so many channels at most */
 #elif defined(__AVX2__)
 #define LANE_TILE 12
 #define LANE_ROWS 4
 #define GATHER_ROWS 6
 #define GATHER_PARTS 2  /* both halves of a line while it is near */
 #define POOL_ROWS 3
+#define POOL_CHANNELS 4
 #else
 #define LANE_TILE 12
 #define LANE_ROWS 4
 #define GATHER_ROWS 4
 #define GATHER_PARTS 1
 #define POOL_ROWS 2
+#define POOL_CHANNELS 4
 #endif
 #endif
 

@@ -86,7 +86,8 @@ typedef struct {
     uint32_t round;
     uint32_t asleep; /* how many sleep until it goes on */
     int processor;   /* one more than the number of that on which it was seen last; 0: not seen */
-    char apart[116];
+    double slept;    /* seconds that its thread has slept for others */
+    char apart[104];
 } Seat;
 
 static inline void tell(Seat *seat, uint32_t round)
@@ -218,47 +219,6 @@ static inline int move_apart(Seat *seats, Py_ssize_t part, Py_ssize_t parts)
     return 0;
 }
 
-/* A barrier: everyone tells, and looks at all others, so that it costs one way between two cores.
- *
- * Who has to wait spins, for to be woken takes a hundred times as long as to go on and may lead to the processor of the
- * one that wakes. But not for long: where there are more threads than processors the one that is waited for may need
- * this one. To spin on, or to yield, would take it away for the whole of a time slice, at every barrier. */
-static inline void meet(Seat *seats, uint32_t *round, Py_ssize_t part, Py_ssize_t parts)
-{
-    if (parts == 1) return;
-    tell(seats + part, ++*round);
-    for (Py_ssize_t other = 0; other < parts; other++) {
-        if (other == part || spin_for(seats + other, *round, FASTAE_SPINS)) continue;
-        if (!move_apart(seats, part, parts) && spin_for(seats + other, *round, FASTAE_LONG)) continue;
-        sleep_for(seats + other, *round);
-        move_apart(seats, part, parts);
-    }
-}
-
-#define FASTAE_CROWD 16 /* stretches */
-
-/* Whether a batch is done faster by the team or by one thread alone is measured while they run, again and again, for
- * it changes with what else the machine has to do. The results have the same bits either way. */
-typedef struct {
-    int team;        /* who runs the batches now: 1 the team, 0 one thread */
-    int trying;      /* whether that is only to see how long it takes */
-    int64_t batches; /* of this stretch; the first one after a change does not count */
-    int64_t left;    /* stretches until the other is tried */
-    int64_t patience;
-    int crowd;       /* rises with each stretch in which others had the processor, falls with each other one */
-    double last;     /* when the last batch ended, or the run began */
-    double since;    /* when the stretch began, or the run */
-    double worked;   /* seconds this thread had had of a processor then */
-    double spent;    /* seconds of this stretch, which may go over several runs */
-    double cost[2];  /* seconds of a batch, as last measured */
-} Tuner;
-
-static inline Tuner new_tuner(void)
-{
-    const Tuner tuner = {.team = 1, .batches = -1, .left = 1, .patience = 1};
-    return tuner;
-}
-
 static inline double seconds(void)
 {
 #if defined(_WIN32)
@@ -283,15 +243,60 @@ static inline double seconds_worked(void)
     return seconds();
 }
 
-/* A run begins, or its team is there. */
-static inline void time_from_now(Tuner *t)
+/* A barrier: everyone tells, and looks at all others, so that it costs one way between two cores.
+ *
+ * Who has to wait spins, for to be woken takes a hundred times as long as to go on and may lead to the processor of the
+ * one that wakes. But not for long: where there are more threads than processors the one that is waited for may need
+ * this one. To spin on, or to yield, would take it away for the whole of a time slice, at every barrier. */
+static inline void meet(Seat *seats, uint32_t *round, Py_ssize_t part, Py_ssize_t parts)
 {
-    t->last = t->since = seconds();
-    t->worked = seconds_worked();
+    if (parts == 1) return;
+    tell(seats + part, ++*round);
+    for (Py_ssize_t other = 0; other < parts; other++) {
+        if (other == part || spin_for(seats + other, *round, FASTAE_SPINS)) continue;
+        if (!move_apart(seats, part, parts) && spin_for(seats + other, *round, FASTAE_LONG)) continue;
+        const double from = seconds();
+        sleep_for(seats + other, *round);
+        seats[part].slept += seconds() - from;
+        move_apart(seats, part, parts);
+    }
 }
 
-/* Called after each batch that who should run it has run; gives who should run the next one. In a run without a team the next run has to bring one. */
-static inline int tune(Tuner *t, Py_ssize_t parts)
+#define FASTAE_CALM 16   /* stretches in which nobody takes its processor, before a team is tried again */
+#define FASTAE_CROWDED 4 /* of them that one counts in which somebody does */
+
+/* Whether a batch is done faster by the team or by one thread alone is measured while they run, again and again, for
+ * it changes with what else the machine has to do. The results have the same bits either way. */
+typedef struct {
+    int team;        /* who runs the batches now: 1 the team, 0 one thread */
+    int trying;      /* whether that is only to see how long it takes */
+    int64_t batches; /* of this stretch; the first one after a change does not count */
+    int64_t left;    /* stretches until the other is tried */
+    int64_t patience;
+    int crowd;       /* calm stretches that are wanted */
+    double last;     /* when the last batch ended, or the run began */
+    double since;    /* when the stretch began, or the run */
+    double worked;   /* seconds this thread had had of a processor then, or slept for its team */
+    double spent;    /* seconds of this stretch, which may go over several runs */
+    double cost[2];  /* seconds of a batch, as last measured */
+} Tuner;
+
+static inline Tuner new_tuner(void)
+{
+    const Tuner tuner = {.team = 1, .batches = -1, .left = 1, .patience = 1};
+    return tuner;
+}
+
+/* A run begins, or its team is there; `slept` as of this thread's seat. */
+static inline void time_from_now(Tuner *t, double slept)
+{
+    t->last = t->since = seconds();
+    t->worked = seconds_worked() + slept;
+}
+
+/* Called after each batch that who should run it has run; gives who should run the next one. In a run without a team the
+ * next run has to bring one. */
+static inline int tune(Tuner *t, double slept, Py_ssize_t parts)
 {
     const double now = seconds();
     t->spent += now - t->last;
@@ -301,19 +306,18 @@ static inline int tune(Tuner *t, Py_ssize_t parts)
         return t->team;
     }
     if (t->spent < 2e-3 || (t->batches < 4 && t->spent < 4e-3)) return t->team;
-    const double before = t->cost[t->team], cost = t->spent / (double)t->batches;
-    const double worked = seconds_worked();
+    const double before = t->cost[t->team], cost = t->spent / (double)t->batches, worked = seconds_worked() + slept;
     const int crowded = worked - t->worked < 0.9 * (now - t->since);
     t->since = now;
     t->worked = worked;
     t->cost[t->team] = cost;
     t->batches = 0;
     t->spent = 0;
-    /* Who has its processor taken away by others would wait for two of them in a team, and what such a stretch takes
-     * says little. Not after a single one, for a machine without other work has one now and then. */
-    if (crowded) t->crowd = t->crowd < FASTAE_CROWD - 4 ? t->crowd + 4 : FASTAE_CROWD;
+    /* Who has its processor taken away by others would wait for two of them in a team, and what a stretch takes says
+     * little there. A team does not go for a single such stretch, for a machine without other work has one now and then. */
+    if (crowded) t->crowd = t->crowd < FASTAE_CALM - FASTAE_CROWDED ? t->crowd + FASTAE_CROWDED : FASTAE_CALM;
     else if (t->crowd > 0) t->crowd--;
-    if (t->crowd > (t->team ? 4 : 0)) {
+    if (t->crowd > (t->team ? FASTAE_CROWDED : 0)) {
         if (t->team) t->batches = -1;
         t->team = t->trying = 0;
         t->left = 1;
