@@ -608,7 +608,7 @@ POOLED_FIRST = {
     "no bias": (Conv2D(4, 1, use_bias=False, activation="elu"), MaxPool2D((3, 1)), (3, 6, 4)),
     "large windows": (Conv2D(17, 2, activation="relu"), MaxPool2D(4), (1, 9, 13)),
     "wide": (Conv2D(8, 3, padding=1, activation="relu"), MaxPool2D(2), (1, 6, 302)),
-    "wider than the kernel": (Conv2D(2, (2, 9), padding=(1, 4), activation="relu"), MaxPool2D(2), (1, 3, 4)),
+    "kernel wider": (Conv2D(2, (2, 9), padding=(1, 4), activation="relu"), MaxPool2D(2), (1, 3, 4)),
 }
 
 
