@@ -22,7 +22,8 @@ __all__ = ["chained"]
 #: Most elements of a window of the pooling that is computed with the convolution before it.
 _MOST_POOLED = 16
 
-#: Sums that the gradient of a weight goes on with at once, in registers and in all (compiled/correlate.h).
+#: Filters, sums in registers and sums in all that the gradient of a weight goes on with at once, as
+#: compiled/correlate.h has them for AVX-512. With fewer registers what is made as read may be made again.
 _ROWS, _TILE, _SUMS = 8, 24, 224
 
 
