@@ -41,6 +41,30 @@ def test_reconstruct(rows, backend_name, module, dtype, measure):
     )
 
 
+@pytest.mark.parametrize("system", contenders.IMAGE_SYSTEMS)
+def test_one_image(system, backend_name, module, measure):
+    """Of an image alone a backend that fills its vectors with several has little to fill them with."""
+    problem = contenders.problem(system)
+    trainer = fastae.Trainer.from_recipe(problem.net, backend=backend_name, dtype="float32", n_threads=1)
+    trainer.set_weights(problem.weights)
+    images = problem.images[:32].astype("float32")
+    of_many = fastae.Trainer.from_recipe(problem.net, backend="numpy", dtype="float32", n_threads=1)
+    of_many.set_weights(problem.weights)
+    expected = of_many.reconstruct(images)[:1]
+    assert_close(trainer.reconstruct(images[:1]), expected, "float32", backend_name)
+    measure(
+        trainer.reconstruct,
+        (images[:1],),
+        group=f"reconstruct 1 image, {system}",
+        backend=backend_name,
+        dtype="float32",
+        **problem.cost("float32", rows=1),
+        instruction_set=instruction_set(module),
+        rounds=1 if backend_name == "scalar" else None,
+        warm_up=backend_name != "scalar",
+    )
+
+
 def quark(backend, n_threads=1):
     """The problem of the small network with its trainer."""
     problem = contenders.problem("quark_mlp")

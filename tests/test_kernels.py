@@ -723,6 +723,54 @@ def test_shares_of_images_make_up_the_whole(make_case, same_bits, loaded, row, d
                 same_bits(found, whole.setdefault(array.name, found), f"{case}: {array.name}, {parts} parts")
 
 
+#: Kernels whose lanes hold other things when images are few, with what they are then called without.
+GATHERS = {
+    "conv2d_forward": (),
+    "conv2d_max_pool2d_forward": ("position",),
+    "conv2d_input_grad": ("x",),
+    "conv_transpose2d_forward": (),
+    "conv_transpose2d_input_grad": ("x",),
+}
+#: A single place on one side, of which 43 outputs are no whole lines, and images of many cells.
+ONE_SIDE = {"c": 29, "o": 43, "cg": 29, "og": 43, "ih": 4, "iw": 6, "kh": 4, "kw": 6}
+LARGER = {"c": 3, "o": 14, "cg": 3, "og": 14, "ih": 23, "iw": 26, "kh": 3, "kw": 5}
+
+
+@pytest.mark.parametrize("odd", ["usual", "zeros", "infinite weights", "NaN"])
+@pytest.mark.parametrize("name", GATHERS)
+@pytest.mark.parametrize("backend", ["cython"], indirect=True)
+def test_few_images_have_the_bits_they_have_among_many(make_case, same_bits, loaded, name, odd, dtype):
+    row, rng, many = KERNELS[name], np.random.default_rng(len(odd)), 17
+    plain = {c.name: c.minimum for c in row.constants if c.kind == "int"}
+    apart = plain | {n: 2 for n in plain if "stride" in n} | {n: 1 for n in plain if n.startswith("padding")}
+    one_side = ONE_SIDE | ({"ih": 1, "iw": 1} if "transpose" in name else {})
+    cases = [*grid(row), *((sizes(row, d), plain) for d in (one_side, LARGER)), (sizes(row, LARGER), apart)]
+    for (dims, constants), activation in zip(cases, itertools.cycle(["relu", "linear", "tanh"])):
+        absent = GATHERS[name]
+        activation = "linear" if "x" in absent else activation
+        options = {"activation": activation, "absent": absent, "constants": constants}
+        all_of_them = make_case(row, dims | {"n": many}, dtype, **options)
+        images, *weights = row.given[0].name, *(a.name for a in row.given[1:] if a.name not in absent)
+        inputs = dict(all_of_them.inputs)
+        if odd == "zeros":  # of which a sum may become -0
+            inputs[images] = inputs[images] * rng.integers(0, 2, inputs[images].shape).astype(dtype)
+            inputs |= {w: inputs[w] * dtype.type(-0.0) for w in weights if w != "w"}
+        elif odd == "infinite weights":
+            inputs["w"] = np.where(rng.uniform(size=inputs["w"].shape) < 0.1, dtype.type(np.inf), inputs["w"])
+        elif odd == "NaN":
+            inputs[images] = np.where(
+                rng.uniform(size=inputs[images].shape) < 0.1, dtype.type(np.nan), inputs[images]
+            )
+        found = all_of_them.with_inputs(**inputs).run(loaded)
+        for few in (1, 2, 3, 5, 8):
+            case = make_case(row, dims | {"n": few}, dtype, **options)
+            case = case.with_inputs(**inputs | {images: inputs[images][:few].copy()})
+            for made, of_many in zip(case.run(loaded).values(), found.values(), strict=True):
+                # which of several NaN it is says nothing
+                alike = [np.where(np.isnan(y), dtype.type(np.nan), y) for y in (made, of_many[:few])]
+                same_bits(*alike, str(case))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_parts_of_dense_backward_agree_with_it(loaded, activation):
     rng = np.random.default_rng(1)

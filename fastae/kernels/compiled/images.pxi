@@ -6,7 +6,7 @@ cdef extern from "kernels.h" nogil:
         Py_ssize_t up, down, dilation, offset, size, kernel
     ctypedef struct Gather:
         Axis h, w
-        Py_ssize_t blocks, groups, channels, outputs, oh, ow, w_group, w_out, w_in, w_h, w_w, places
+        Py_ssize_t rows, blocks, groups, channels, outputs, oh, ow, w_group, w_out, w_in, w_h, w_w, places
     ctypedef struct Correlation:
         Py_ssize_t blocks, groups, a_channels, x_channels, ah, aw, xh, xw, kh, kw
         Py_ssize_t stride_h, stride_w, padding_top, padding_left, dilation_h, dilation_w, dw_a, dw_x, dw_group
@@ -149,7 +149,7 @@ cdef void gather(Gather* g, const real* x, const real* w, const real* b, const r
     cdef Py_ssize_t made = g.groups * g.outputs * height * width
     cdef real* laid
     cdef real* places
-    g.blocks = blocks_of(n, rows)
+    g.rows, g.blocks = n, blocks_of(n, rows)
     if pad == 1:
         to_blocks(x, source, n, source, room, 0, 1)
         laid = room + g.blocks * rows * source

@@ -115,6 +115,7 @@ static const double INVERSE_FACTORIAL[] = {
 #include "lanes.h"
 #include "pools.h"
 #include "gather.h"
+#include "cells.h"
 #include "correlate.h"
 #undef V
 #undef VI
@@ -169,6 +170,7 @@ static const double INVERSE_FACTORIAL[] = {
 #include "lanes.h"
 #include "pools.h"
 #include "gather.h"
+#include "cells.h"
 #include "correlate.h"
 #undef V
 #undef VI

@@ -1,8 +1,9 @@
 /* Images with several rows of the batch side by side: [row / BLOCK][channel][height][width][BLOCK].
  *
- * A vector holds one element of as many images, so every lane is filled whatever the number of channels and the size
- * of the image, every weight is a scalar for all lanes, and no lane ever needs its neighbour. A block is 64 bytes, one
- * vector of AVX-512, two of AVX2, four of SSE2 and NEON: the layout is the same for all of them.
+ * A vector holds one element of as many images (of few images, places of them: cells.h), so every lane is filled whatever
+ * the number of channels and the size of the image, every weight is a scalar for all lanes, and no lane ever needs its
+ * neighbour. A block is 64 bytes, one vector of AVX-512, two of AVX2, four of SSE2 and NEON: the layout is the same for all
+ * of them.
  *
  *   gather        y[o] = bias[o] + sum of w x over what an output element sees: a convolution, and with the axes turned
  *                 round the gradient of its input, which is a transposed convolution (only phases that meet elements)
@@ -125,10 +126,10 @@ static inline Phase phase_of(const Axis *axis, Py_ssize_t phase, Py_ssize_t firs
     return p;
 }
 
-/* What a gather reads and makes, in each of `groups` blocks of channels. */
+/* What a gather of `rows` images reads and makes, in each of `groups` blocks of channels. */
 typedef struct {
     Axis h, w;
-    Py_ssize_t blocks, groups, channels, outputs, oh, ow; /* blocks of rows; channels and outputs of a group */
+    Py_ssize_t rows, blocks, groups, channels, outputs, oh, ow; /* blocks of rows; channels and outputs of a group */
     Py_ssize_t w_group, w_out, w_in, w_h, w_w;            /* steps in the weight */
     Py_ssize_t places;                                    /* outputs that share a bias; 1 but for a source of one place */
 } Gather;
