@@ -151,13 +151,17 @@ INLINE Py_ssize_t F(place_rows)(Py_ssize_t blocks)
 STATIC void F(gather_place)(const Gather *g, const REAL *x, const REAL *w, const REAL *bias, int relu, const REAL *saved,
                             REAL *y, Py_ssize_t group, Py_ssize_t first, Py_ssize_t end)
 {
-    const Taps one = {0, 1, 1, 0, 1};
+    /* channels take the place of the columns of a kernel, whose loop is the innermost */
+    const Taps one = {0, 1, 1, 0, 1}, all = {0, 1, g->channels, 0, 1};
+    Gather line = *g;
+    line.channels = 1;
+    line.w_w = g->w_in;
     const Py_ssize_t x_t = g->groups * g->channels * BLOCK, y_t = g->groups * g->outputs * BLOCK;
     const Py_ssize_t count = end - first, output = group * g->outputs + first;
     const Py_ssize_t at = output * BLOCK;
     REAL biases[GATHER_ROWS];
     for (Py_ssize_t r = 0; bias && r < count; r++) biases[r] = bias[(output + r) / g->places];
-    F(gather_places)(g, &one, one, g->blocks, x + group * g->channels * BLOCK, w + group * g->w_group + first * g->w_out,
+    F(gather_places)(&line, &one, all, g->blocks, x + group * g->channels * BLOCK, w + group * g->w_group + first * g->w_out,
                      bias ? biases : 0, relu, saved ? saved + at : 0, count, x_t, y + at, BLOCK, y_t);
 }
 

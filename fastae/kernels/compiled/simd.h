@@ -79,36 +79,37 @@ INLINE void F(store_part)(REAL *p, V v, Py_ssize_t count)
 #undef STORE_MASKED
 
 /* Sums of the lanes of LANES vectors at once: lane i of the result is the sum of a[i].
- * Each level folds the blocks of two vectors to half and puts them side by side: LANES - 1 additions in all. */
+ * Each level folds the blocks of two vectors to half and puts them side by side: LANES - 1 additions in all. Within 16
+ * bytes first where a vector has 32: what crosses its middle takes longer. */
 #if VECTOR_BYTES * 8 / REAL_BITS == 16
 INLINE V F(fold8)(V a, V b) { return SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) + SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31); }
 INLINE V F(fold4)(V a, V b) { return SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) + SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31); }
 INLINE V F(fold2)(V a, V b) { return SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) + SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31); }
 INLINE V F(fold1)(V a, V b) { return SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) + SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31); }
-#elif VECTOR_BYTES * 8 / REAL_BITS == 8
-INLINE V F(fold4)(V a, V b) { return SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15); }
-INLINE V F(fold2)(V a, V b) { return SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15); }
-INLINE V F(fold1)(V a, V b) { return SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14) + SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15); }
-#elif VECTOR_BYTES * 8 / REAL_BITS == 4
-INLINE V F(fold2)(V a, V b) { return SHUFFLE(a, b, 0, 1, 4, 5) + SHUFFLE(a, b, 2, 3, 6, 7); }
-INLINE V F(fold1)(V a, V b) { return SHUFFLE(a, b, 0, 4, 2, 6) + SHUFFLE(a, b, 1, 5, 3, 7); }
-#else
-INLINE V F(fold1)(V a, V b) { return SHUFFLE(a, b, 0, 2) + SHUFFLE(a, b, 1, 3); }
-#endif
-
 INLINE V F(lane_sums)(V *a)
 {
-#if VECTOR_BYTES * 8 / REAL_BITS >= 16
     UNROLL for (int i = 0; i < 8; i++) a[i] = F(fold8)(a[i], a[i + 8]);
-#endif
-#if VECTOR_BYTES * 8 / REAL_BITS >= 8
     UNROLL for (int i = 0; i < 4; i++) a[i] = F(fold4)(a[i], a[i + 4]);
-#endif
-#if VECTOR_BYTES * 8 / REAL_BITS >= 4
     UNROLL for (int i = 0; i < 2; i++) a[i] = F(fold2)(a[i], a[i + 2]);
-#endif
     return F(fold1)(a[0], a[1]);
 }
+#elif VECTOR_BYTES * 8 / REAL_BITS == 8
+INLINE V F(fold1)(V a, V b) { return SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13) + SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15); }
+INLINE V F(fold2)(V a, V b) { return SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15); }
+INLINE V F(fold4)(V a, V b) { return SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15); }
+INLINE V F(lane_sums)(V *a)
+{
+    UNROLL for (int i = 0; i < 4; i++) a[i] = F(fold1)(a[2 * i], a[2 * i + 1]);
+    UNROLL for (int i = 0; i < 2; i++) a[i] = F(fold2)(a[2 * i], a[2 * i + 1]);
+    return F(fold4)(a[0], a[1]);
+}
+#elif VECTOR_BYTES * 8 / REAL_BITS == 4
+INLINE V F(fold1)(V a, V b) { return SHUFFLE(a, b, 0, 4, 2, 6) + SHUFFLE(a, b, 1, 5, 3, 7); }
+INLINE V F(fold2)(V a, V b) { return SHUFFLE(a, b, 0, 1, 4, 5) + SHUFFLE(a, b, 2, 3, 6, 7); }
+INLINE V F(lane_sums)(V *a) { return F(fold2)(F(fold1)(a[0], a[1]), F(fold1)(a[2], a[3])); }
+#else
+INLINE V F(lane_sums)(V *a) { return SHUFFLE(a[0], a[1], 0, 2) + SHUFFLE(a[0], a[1], 1, 3); }
+#endif
 
 /* Sum of the lanes, always in the same order. */
 INLINE REAL F(lane_sum)(V v)
