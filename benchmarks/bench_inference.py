@@ -48,9 +48,9 @@ def test_one_image(system, backend_name, module, measure):
     trainer = fastae.Trainer.from_recipe(problem.net, backend=backend_name, dtype="float32", n_threads=1)
     trainer.set_weights(problem.weights)
     images = problem.images[:32].astype("float32")
-    of_many = fastae.Trainer.from_recipe(problem.net, backend="numpy", dtype="float32", n_threads=1)
-    of_many.set_weights(problem.weights)
-    expected = of_many.reconstruct(images)[:1]
+    reference = fastae.Trainer.from_recipe(problem.net, backend="numpy", dtype="float32", n_threads=1)
+    reference.set_weights(problem.weights)
+    expected = reference.reconstruct(images)[:1]
     assert_close(trainer.reconstruct(images[:1]), expected, "float32", backend_name)
     measure(
         trainer.reconstruct,

@@ -661,6 +661,23 @@ def test_a_row_gives_the_same_bits_alone_and_in_a_batch(backend, dtype):
         np.testing.assert_array_equal(several.encode(data), alone.encode(data))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_threads_share_few_images_too(dtype):
+    """Layers of several tiles of outputs, and one of a single output; to one place and from it."""
+    net = Network(
+        [Conv2D(21, 3, padding="same", activation="relu"), MaxPool2D(2), Conv2D(70, 7, activation="tanh")],
+        [ConvTranspose2D(15, 7, activation="relu"), ConvTranspose2D(1, 2, 2, activation="sigmoid")],
+        (2, 14, 14),
+    )
+    images = rows(32, net.input_shape, dtype)
+    options = {"backend": "cython", "batch_size": 32, "dtype": dtype, "seed": 0}
+    among_many = Trainer(net, n_threads=1, **options).reconstruct(images)
+    for n_threads in (1, 2, 3):
+        trainer = Trainer(net, n_threads=n_threads, **options)
+        for few in (1, 2, 3, 5, 8):
+            assert trainer.reconstruct(images[:few]).tobytes() == among_many[:few].tobytes(), (n_threads, few)
+
+
 @on_fast_backends
 def test_a_fit_goes_on_from_a_file_as_if_it_had_not_stopped(backend, tmp_path):
     pytest.importorskip("safetensors")

@@ -736,7 +736,7 @@ ONE_SIDE = {"c": 29, "o": 43, "cg": 29, "og": 43, "ih": 4, "iw": 6, "kh": 4, "kw
 LARGER = {"c": 3, "o": 14, "cg": 3, "og": 14, "ih": 23, "iw": 26, "kh": 3, "kw": 5}
 
 
-@pytest.mark.parametrize("odd", ["usual", "zeros", "infinite weights", "NaN"])
+@pytest.mark.parametrize("odd", ["usual", "zeros", "nothing but -0", "infinite weights", "NaN"])
 @pytest.mark.parametrize("name", GATHERS)
 @pytest.mark.parametrize("backend", ["cython"], indirect=True)
 def test_few_images_have_the_bits_they_have_among_many(make_case, same_bits, loaded, name, odd, dtype):
@@ -755,6 +755,9 @@ def test_few_images_have_the_bits_they_have_among_many(make_case, same_bits, loa
         if odd == "zeros":  # of which a sum may become -0
             inputs[images] = inputs[images] * rng.integers(0, 2, inputs[images].shape).astype(dtype)
             inputs |= {w: inputs[w] * dtype.type(-0.0) for w in weights if w != "w"}
+        elif odd == "nothing but -0":  # from the first product to the last
+            inputs[images] = np.zeros_like(inputs[images])
+            inputs |= {w: -np.abs(inputs[w]) * (w == "w") for w in weights}
         elif odd == "infinite weights":
             inputs["w"] = np.where(rng.uniform(size=inputs["w"].shape) < 0.1, dtype.type(np.inf), inputs["w"])
         elif odd == "NaN":

@@ -1,6 +1,6 @@
 /* Images with several rows of the batch side by side: [row / BLOCK][channel][height][width][BLOCK].
  *
- * A vector holds one element of as many images (of few images, places of them: cells.h), so every lane is filled whatever
+ * A vector holds one element of as many images (of few images other things: cells.h), so every lane is filled whatever
  * the number of channels and the size of the image, every weight is a scalar for all lanes, and no lane ever needs its
  * neighbour. A block is 64 bytes, one vector of AVX-512, two of AVX2, four of SSE2 and NEON: the layout is the same for all
  * of them.

@@ -79,8 +79,8 @@ INLINE void F(store_part)(REAL *p, V v, Py_ssize_t count)
 #undef STORE_MASKED
 
 /* Sums of the lanes of LANES vectors at once: lane i of the result is the sum of a[i].
- * Each level folds the blocks of two vectors to half and puts them side by side: LANES - 1 additions in all. Within 16
- * bytes first where a vector has 32: what crosses its middle takes longer. */
+ * Each level folds two vectors to half, lanes so far apart on each other, and puts them side by side: LANES - 1 additions
+ * in all. With 32 bytes what crosses the middle, and takes longer, comes last. */
 #if VECTOR_BYTES * 8 / REAL_BITS == 16
 INLINE V F(fold8)(V a, V b) { return SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) + SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31); }
 INLINE V F(fold4)(V a, V b) { return SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) + SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31); }
@@ -94,19 +94,23 @@ INLINE V F(lane_sums)(V *a)
     return F(fold1)(a[0], a[1]);
 }
 #elif VECTOR_BYTES * 8 / REAL_BITS == 8
-INLINE V F(fold1)(V a, V b) { return SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13) + SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15); }
-INLINE V F(fold2)(V a, V b) { return SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15); }
+INLINE V F(fold2)(V a, V b) { return SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13) + SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15); }
+INLINE V F(fold1)(V a, V b) { return SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15); }
 INLINE V F(fold4)(V a, V b) { return SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15); }
 INLINE V F(lane_sums)(V *a)
 {
-    UNROLL for (int i = 0; i < 4; i++) a[i] = F(fold1)(a[2 * i], a[2 * i + 1]);
-    UNROLL for (int i = 0; i < 2; i++) a[i] = F(fold2)(a[2 * i], a[2 * i + 1]);
+    UNROLL for (int i = 0; i < 4; i++) a[i] = F(fold2)(a[2 * i], a[2 * i + 1]);
+    UNROLL for (int i = 0; i < 2; i++) a[i] = F(fold1)(a[2 * i], a[2 * i + 1]);
     return F(fold4)(a[0], a[1]);
 }
 #elif VECTOR_BYTES * 8 / REAL_BITS == 4
 INLINE V F(fold1)(V a, V b) { return SHUFFLE(a, b, 0, 4, 2, 6) + SHUFFLE(a, b, 1, 5, 3, 7); }
 INLINE V F(fold2)(V a, V b) { return SHUFFLE(a, b, 0, 1, 4, 5) + SHUFFLE(a, b, 2, 3, 6, 7); }
-INLINE V F(lane_sums)(V *a) { return F(fold2)(F(fold1)(a[0], a[1]), F(fold1)(a[2], a[3])); }
+INLINE V F(lane_sums)(V *a)
+{
+    if (VECTOR_BYTES == 32) return F(fold2)(F(fold1)(a[0], a[1]), F(fold1)(a[2], a[3]));
+    return F(fold1)(F(fold2)(a[0], a[2]), F(fold2)(a[1], a[3]));
+}
 #else
 INLINE V F(lane_sums)(V *a) { return SHUFFLE(a[0], a[1], 0, 2) + SHUFFLE(a[0], a[1], 1, 3); }
 #endif
