@@ -39,7 +39,7 @@ INLINE void F(gather_tile)(const int R, const int T, Py_ssize_t times, const REA
         {
             const Py_ssize_t to = at + r * y_r + t / GATHER_PARTS * y_t + t % GATHER_PARTS * LANES;
             V sum = acc[r][t] + 0; /* never -0: with cells.h products with zeros are added */
-            if (relu) sum = saved ? F(slope)(sum, F(load)(saved + to), RELU) : F(activate)(sum, RELU);
+            if (relu) sum = saved ? F(slope)(sum, F(load)(saved + to), RELU) : F(relu)(sum);
             F(store)(y + to, sum);
         }
     }
@@ -221,7 +221,8 @@ INLINE void F(pool_tile)(const int R, const int whole, const Taps *rows, const T
             }
         UNROLL for (int r = 0; r < R; r++)
         {
-            V largest = F(activate)(acc[r][0] + 0, relu ? RELU : LINEAR), place = {0};
+            V largest = acc[r][0] + 0, place = {0};
+            if (relu) largest = F(relu)(largest);
             UNROLL for (int t = 1; t < 4; t++) F(pool_number)(acc[r][t] + 0, (REAL)t, &largest, &place);
             F(store)(y + r * y_r + i, largest);
             if (position) F(store)(position + r * y_r + i, place);
@@ -293,8 +294,8 @@ STATIC void F(gather_pool)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_h, P
                         const REAL *from = made + (r * together * columns + j) * BLOCK + part;
                         const int begun = top || left;
                         /* the largest number and 0: ReLU is asked of the first alone */
-                        V old = begun ? F(load)(value + part)
-                                      : F(activate)(F(load)(from), activation == RELU ? RELU : LINEAR);
+                        V old = F(load)(begun ? value + part : from);
+                        if (!begun && activation == RELU) old = F(relu)(old);
                         V at = begun && place ? F(load)(place + part) : (V){0};
                         const REAL number = (REAL)(top * pool_w + left);
                         if (together == 2 && v == 2)
@@ -326,5 +327,67 @@ STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_
         const int whole = row >= top && row < bottom && q >= left && q < right;
         count = whole ? right - q : 1;
         F(pool_places)(g, row, q, q + count, whole, source, weight, bias, activation == RELU, channels, y, position, y_r);
+    }
+}
+
+/* This part's share of a gather of one place from one, a product of matrices: y is multiplied by the derivative of
+ * `activation` in `saved` where that is given, and is f(y) of it where not. */
+STATIC void F(gather_product)(const Gather *g, const REAL *x, const REAL *w, const REAL *bias, const REAL *saved,
+                              int activation, REAL *y, Py_ssize_t part, Py_ssize_t parts)
+{
+    const int relu = activation == RELU, passes = activation != LINEAR && !relu; /* others go over what is made */
+    const Py_ssize_t pieces = (g->outputs - 1) / F(place_rows)(g->blocks) + 1, stop = g->groups * pieces;
+    for (Py_ssize_t i = piece(stop, part, parts); i < piece(stop, part + 1, parts); i++) {
+        const Py_ssize_t group = i / pieces, first = piece(g->outputs, i % pieces, pieces);
+        const Py_ssize_t end = piece(g->outputs, i % pieces + 1, pieces);
+        F(gather_place)(g, x, w, bias, relu, saved, y, group, first, end);
+        for (Py_ssize_t block = 0; passes && block < g->blocks; block++) {
+            const Py_ssize_t at = ((block * g->groups + group) * g->outputs + first) * BLOCK;
+            if (saved)
+                F(map_slope)(y + at, saved + at, y + at, (end - first) * BLOCK, activation);
+            else
+                F(map_activate)(y + at, y + at, 0, 1, (end - first) * BLOCK, activation);
+        }
+    }
+}
+
+/* This part's share of a gather of blocks of images, tile by tile. With `pool_h` > 0 windows of that size are pooled as soon
+ * as their rows are there, and `position` may be asked for; else as gather_product. */
+STATIC void F(gather_blocks)(const Gather *g, const REAL *x, const REAL *w, const REAL *bias, const REAL *saved,
+                             int activation, Py_ssize_t pool_h, Py_ssize_t pool_w, REAL *y, REAL *position,
+                             Py_ssize_t part, Py_ssize_t parts)
+{
+    const Py_ssize_t height = pool_h ? g->oh / pool_h : g->oh, width = pool_h ? g->ow / pool_w : g->ow;
+    const Py_ssize_t x_plane = g->h.size * g->w.size * BLOCK, y_plane = height * width * BLOCK;
+    const Py_ssize_t tiles = (g->outputs + GATHER_ROWS - 1) / GATHER_ROWS, bands = g->groups * tiles;
+    const Py_ssize_t all = g->blocks * bands * height, stop = piece(all, part + 1, parts);
+    const int relu = activation == RELU, passes = activation != LINEAR && !relu;
+    /* The weights of a tile, where they are larger than the source they meet, are used for all blocks before the next. */
+    const int weights_stay = GATHER_ROWS * g->w.kernel > g->w.size * BLOCK;
+    for (Py_ssize_t i = piece(all, part, parts), rows; i < stop; i += rows) {
+        const Py_ssize_t block = weights_stay ? i % g->blocks : i / (bands * height);
+        const Py_ssize_t rest = weights_stay ? i / g->blocks : i % (bands * height);
+        const Py_ssize_t row = rest % height, group = rest / height / tiles, tile = rest / height % tiles;
+        const Py_ssize_t first = piece(g->outputs, tile, tiles), end = piece(g->outputs, tile + 1, tiles);
+        const Py_ssize_t output = group * g->outputs + first;
+        const REAL *source = x + (block * g->groups + group) * g->channels * x_plane;
+        const REAL *weight = w + group * g->w_group + first * g->w_out, *from = bias ? bias + output : 0;
+        const Py_ssize_t at = (block * g->groups * g->outputs + output) * y_plane + row * width * BLOCK;
+        rows = weights_stay || pool_h ? 1 : least(stop - i, height - row);
+        if (passes) rows = least(rows, 2 * LANE_BESIDE(end - first));
+        if (pool_h) {
+            F(gather_pool_row)(g, row, pool_h, pool_w, height, width, source, weight, from, end - first, activation, y + at,
+                               position ? position + at : 0, y_plane);
+            continue;
+        }
+        F(gather_rows)(g, row, row + rows, 0, width, source, weight, from, relu, saved ? saved + at : 0, end - first, y + at,
+                       y_plane, width * BLOCK);
+        for (Py_ssize_t r = 0; passes && r < end - first; r++) {
+            REAL *made = y + at + r * y_plane;
+            if (saved)
+                F(map_slope)(made, saved + at + r * y_plane, made, rows * width * BLOCK, activation);
+            else
+                F(map_activate)(made, made, 0, 1, rows * width * BLOCK, activation);
+        }
     }
 }

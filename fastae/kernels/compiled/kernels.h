@@ -116,6 +116,7 @@ static const double INVERSE_FACTORIAL[] = {
 #include "pools.h"
 #include "gather.h"
 #include "cells.h"
+#include "convolve.h"
 #include "correlate.h"
 #undef V
 #undef VI
@@ -171,6 +172,7 @@ static const double INVERSE_FACTORIAL[] = {
 #include "pools.h"
 #include "gather.h"
 #include "cells.h"
+#include "convolve.h"
 #include "correlate.h"
 #undef V
 #undef VI

@@ -105,6 +105,7 @@ cdef enum:  # bytes
 
 cdef enum:
     FEW_BANDS = 3  # of rows, which do not pass over a block often enough
+    NEAR_NUMBERS = 1 << 12  # what an activation passes over at one time: in the first cache
 
 cdef enum:  # when products are shared out by rows
     SMALL_WEIGHT = 1 << 15  # see by_rows; as in the table
@@ -148,7 +149,8 @@ cdef void dense_forward(const real* x, const real* w, const real* b, int activat
         rows = share(n, part + 1, parts) - first
         part, parts = 0, 1
     outer_product(x + first * ld(k, pad), ld(k, pad), 1, w, ld(m, pad), k, b,
-                  y + first * ld(m, pad), ld(m, pad), rows, width(m, pad, y), activation, part, parts)
+                  y + first * ld(m, pad), ld(m, pad), rows, width(m, pad, y), activation,
+                  <const real*>NULL, part, parts)
 
 
 cdef void dense_backward(const real* dy, const real* x, const real* w, const real* y, int activation,
@@ -174,7 +176,7 @@ cdef void dense_weight_grad(const real* x, const real* da, real* dw, real* db,
                             Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     # not the padding, which stays zero: a norm is taken over the whole stretch of the gradients
     outer_product(x, 1, ld(k, pad), da, ld(m, pad), n, <const real*>NULL, dw, ld(m, pad), k, m,
-                  LINEAR, part, parts)
+                  LINEAR, <const real*>NULL, part, parts)
     if db != NULL:
         column_sums(da, ld(m, pad), n, m, db, NULL, part, parts)
 
@@ -561,11 +563,12 @@ cdef void dense_batchnorm_forward(const real* x, const real* w, const real* b, c
     cdef Py_ssize_t panel, j, end
     if panels < 16 * parts:
         panels = min((panels + parts - 1) // parts * parts, vectors)
-    for panel in range(share(panels, part, parts), share(panels, part + 1, parts)):
+    cdef Py_ssize_t last = share(panels, part + 1, parts)
+    for panel in range(share(panels, part, parts), last):
         j = panel_begin(vectors, panel, panels) * lanes
         end = panel_begin(vectors, panel + 1, panels) * lanes
         outer_product(x, ld(k, pad), 1, w + j, row, k, b + j if b != NULL else NULL, z + j, row, n,
-                      min(end, wide) - j, LINEAR, 0, 1)
+                      min(end, wide) - j, LINEAR, w + end if panel + 1 < last else <const real*>NULL, 0, 1)
         normalise(<const real*>z + j, row, n, min(end, m) - j, gamma + j, beta + j, activation, epsilon,
                   momentum, running_mean + j, running_var + j, y + j, mean + j, inv_std + j)
 
@@ -592,7 +595,7 @@ cdef void dense_batchnorm_inference(const real* x, const real* w, const real* b,
         i = share(n, tile % bands, bands)
         rows = share(n, tile % bands + 1, bands) - i
         outer_product(x + i * ld(k, pad), ld(k, pad), 1, w + j, row, k, b + j if b != NULL else NULL,
-                      y + i * row + j, row, rows, min(end, wide) - j, LINEAR, 0, 1)
+                      y + i * row + j, row, rows, min(end, wide) - j, LINEAR, <const real*>NULL, 0, 1)
         follow(y + i * row + j, y + i * row + j, row, rows, min(end, m) - j, running_mean + j, scale,
                beta + j, activation)
 

@@ -5,49 +5,76 @@ INLINE V F(clip)(V x, REAL bound)
     return F(pick)(x < -bound, F(splat)(-bound), x);
 }
 
-/* Loss of each element and, in *slope, its derivative in y. */
-INLINE V F(loss_element)(const int loss, V y, V target, REAL delta, V *slope)
+/* Loss of each element of n vectors side by side (maths.h) and, in `slope`, its derivative in y. */
+INLINE void F(loss_elements)(const int n, const int loss, const V *y, const V *target, REAL delta, V *element, V *slope)
 {
-    const V error = y - target;
-    V size, small, e;
+    V error[SIDE], e[SIDE], log[SIDE];
+    EACH error[k] = y[k] - target[k];
     switch (loss) {
-    case SQUARED_ERROR: *slope = 2 * error; return error * error;
+    case SQUARED_ERROR:
+        EACH slope[k] = 2 * error[k];
+        EACH element[k] = error[k] * error[k];
+        break;
     case ABSOLUTE_ERROR:
-        *slope = F(pick)(error > 0, F(splat)(1), F(pick)(error < 0, F(splat)(-1), error));
-        return F(magnitude)(error);
+        EACH slope[k] = F(pick)(error[k] > 0, F(splat)(1), F(pick)(error[k] < 0, F(splat)(-1), error[k]));
+        EACH element[k] = F(magnitude)(error[k]);
+        break;
     case HUBER:
-        *slope = F(clip)(error, delta);
-        size = F(magnitude)(error);
-        return F(pick)(size > delta, delta * (size - delta / 2), error * error / 2);
+        EACH slope[k] = F(clip)(error[k], delta);
+        EACH
+        {
+            const V size = F(magnitude)(error[k]);
+            element[k] = F(pick)(size > delta, delta * (size - delta / 2), error[k] * error[k] / 2);
+        }
+        break;
     case CROSS_ENTROPY:
-        small = y * (1 - y);
-        *slope = error / F(pick)(small < (REAL)1e-12, F(splat)((REAL)1e-12), small);
-        return -(target * F(log_unit)(y) + (1 - target) * F(log_one_minus)(y));
+        EACH
+        {
+            const V small = y[k] * (1 - y[k]);
+            slope[k] = error[k] / F(pick)(small < (REAL)1e-12, F(splat)((REAL)1e-12), small);
+        }
+        F(log_unit)(n, y, e);
+        F(log_one_minus)(n, y, log);
+        EACH element[k] = -(target[k] * e[k] + (1 - target[k]) * log[k]);
+        break;
     default: /* CROSS_ENTROPY_OF_LOGITS: one exponential for the sigmoid and the logarithm */
-        e = F(exp)(F(minus_magnitude)(y));
-        *slope = F(sigmoid_of)(y, e) - target;
-        return F(pick)(y < 0, F(splat)(0), y) - y * target + F(log1p_of)(e);
+        EACH e[k] = F(minus_magnitude)(y[k]);
+        F(exp)(n, e, e);
+        F(sigmoid_of)(n, y, e, slope);
+        EACH slope[k] -= target[k];
+        F(log1p_of)(n, e, log);
+        EACH element[k] = F(pick)(y[k] < 0, F(splat)(0), y[k]) - y[k] * target[k] + log[k];
     }
+}
+
+/* n vectors of a row, of which the last has `last` numbers; adds their losses to *sum. What the missing lanes have made
+ * of zeros does not count. */
+INLINE void F(loss_next)(const int n, const int loss, const int activation, const REAL *y, const REAL *target, REAL *da,
+                         Py_ssize_t last, REAL scale, REAL delta, V *sum)
+{
+    V output[SIDE], wanted[SIDE], element[SIDE], slope[SIDE];
+    EACH output[k] = F(load_part)(y + k * LANES, k == n - 1 ? last : LANES);
+    EACH wanted[k] = F(load_part)(target + k * LANES, k == n - 1 ? last : LANES);
+    F(loss_elements)(n, loss, output, wanted, delta, element, slope);
+    EACH F(store_part)(da + k * LANES, F(slope)(slope[k] * scale, output[k], activation), k == n - 1 ? last : LANES);
+    if (last < LANES) {
+        REAL lanes[LANES];
+        F(store)(lanes, element[n - 1]);
+        element[n - 1] = F(load_part)(lanes, last);
+    }
+    EACH *sum += element[k];
 }
 
 INLINE REAL F(loss_row_of)(const int loss, const int activation, const REAL *y, const REAL *target, REAL *da,
                            Py_ssize_t size, REAL scale, REAL delta)
 {
-    V sum = {0}, slope;
+    V sum = {0};
     Py_ssize_t i = 0;
-    for (; i + LANES <= size; i += LANES) {
-        const V output = F(load)(y + i);
-        sum += F(loss_element)(loss, output, F(load)(target + i), delta, &slope);
-        F(store)(da + i, F(slope)(slope * scale, output, activation));
-    }
-    if (i < size) { /* what the missing lanes have made of zeros does not count */
-        const V output = F(load_part)(y + i, size - i);
-        const V element = F(loss_element)(loss, output, F(load_part)(target + i, size - i), delta, &slope);
-        REAL lanes[LANES];
-        F(store)(lanes, element);
-        sum += F(load_part)(lanes, size - i);
-        F(store_part)(da + i, F(slope)(slope * scale, output, activation), size - i);
-    }
+    for (; i + SIDE * LANES <= size; i += SIDE * LANES)
+        F(loss_next)(SIDE, loss, activation, y + i, target + i, da + i, LANES, scale, delta, &sum);
+    for (; i + LANES <= size; i += LANES)
+        F(loss_next)(1, loss, activation, y + i, target + i, da + i, LANES, scale, delta, &sum);
+    if (i < size) F(loss_next)(1, loss, activation, y + i, target + i, da + i, size - i, scale, delta, &sum);
     return F(lane_sum)(sum) * scale;
 }
 
@@ -81,7 +108,8 @@ STATIC void F(softmax_row)(const REAL *x, REAL *y, Py_ssize_t size)
     for (Py_ssize_t i = 1; i < size; i++) most = x[i] > most ? x[i] : most;
     V sum = {0};
     for (Py_ssize_t i = 0; i < size; i += LANES) {
-        const V e = F(exp)(F(load_part)(x + i, size - i) - most);
+        V e = F(load_part)(x + i, size - i) - most;
+        F(exp)(1, &e, &e);
         F(store_part)(y + i, e, size - i);
         sum += F(load_part)(y + i, size - i);
     }

@@ -18,7 +18,9 @@ STATIC void F(add_normal)(const REAL *x, REAL *y, const uint32_t *first, const u
     for (Py_ssize_t i = 0; i < 64; i++) u[i] = (REAL)((int32_t)(first[i] >> 8) + 1) * (REAL)(1. / 16777216);
     for (Py_ssize_t i = 0; i < 64; i++) v[i] = (REAL)(int32_t)(second[i] >> 8) * (REAL)(1. / 16777216);
     for (Py_ssize_t i = 0; i < count; i += LANES) {
-        const V z = F(square_root)(-2 * F(log_unit)(F(load)(u + i))) * F(cosine_of_turn)(F(load)(v + i));
+        V log = F(load)(u + i);
+        F(log_unit)(1, &log, &log);
+        const V z = F(square_root)(-2 * log) * F(cosine_of_turn)(F(load)(v + i));
         F(store_part)(y + i, F(load_part)(x + i, count - i) + stddev * z, count - i);
     }
 }

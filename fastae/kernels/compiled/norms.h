@@ -41,30 +41,28 @@ INLINE void F(norm_statistics)(const int C, Py_ssize_t last, const REAL *x, Py_s
 }
 
 /* y = f((x - mean) scale + beta), row by row; y may be x. */
-#define ROWS(code) \
-    case code: \
-        for (Py_ssize_t i = 0; i < n; i++) \
-            for (Py_ssize_t j = 0; j < size; j += LANES) { \
-                const Py_ssize_t count = size - j; \
-                const V d = F(load_part)(x + i * row + j, count) - F(load_part)(mean + j, count); \
-                const V v = d * F(load_part)(scale + j, count) + F(load_part)(beta + j, count); \
-                F(store_part)(y + i * row + j, F(activate)(v, code), count); \
-            } \
-        break;
+INLINE void F(norm_rows_of)(const int relu, const REAL *x, REAL *y, Py_ssize_t row, Py_ssize_t n, Py_ssize_t size,
+                            const REAL *mean, const REAL *scale, const REAL *beta)
+{
+    for (Py_ssize_t i = 0; i < n; i++)
+        for (Py_ssize_t j = 0; j < size; j += LANES) {
+            const Py_ssize_t count = size - j;
+            const V d = F(load_part)(x + i * row + j, count) - F(load_part)(mean + j, count);
+            const V v = d * F(load_part)(scale + j, count) + F(load_part)(beta + j, count);
+            F(store_part)(y + i * row + j, relu ? F(relu)(v) : v, count);
+        }
+}
+
 STATIC void F(norm_rows)(const REAL *x, REAL *y, Py_ssize_t row, Py_ssize_t n, Py_ssize_t size, const REAL *mean,
                          const REAL *scale, const REAL *beta, int activation)
 {
-    switch (activation) {
-        ROWS(LINEAR)
-        ROWS(RELU)
-        ROWS(SIGMOID)
-        ROWS(TANH)
-        ROWS(LEAKY_RELU)
-        ROWS(ELU)
-        ROWS(SOFTPLUS)
+    if (activation == RELU) {
+        F(norm_rows_of)(1, x, y, row, n, size, mean, scale, beta);
+    } else {
+        F(norm_rows_of)(0, x, y, row, n, size, mean, scale, beta);
+        if (activation != LINEAR) F(map_activate)(y, y, row, n, size, activation);
     }
 }
-#undef ROWS
 
 /* scale = gamma / sqrt(var + epsilon) */
 STATIC void F(norm_scale)(const REAL *gamma, const REAL *var, double epsilon, REAL *scale, Py_ssize_t size)

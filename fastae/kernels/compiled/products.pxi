@@ -39,9 +39,9 @@ cdef inline void take_rows(const real** a, real** c, Py_ssize_t c_row, Py_ssize_
 cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                         const real* b, Py_ssize_t b_step, Py_ssize_t steps, const real* bias,
                         real* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns,
-                        int activation, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+                        int activation, const real* after, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """c = f(a b + bias): even tiles, panel by panel, of a large b some steps at a time, so that it is near.
-        One of a_row and a_step is 1."""
+        One of a_row and a_step is 1. `after`: the panel of b that is read next, or NULL."""
     if a_row == 1:
         take_rows(&a, &c, c_row, &rows, &part, &parts)
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
@@ -52,8 +52,10 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
     cdef Py_ssize_t each = rows // bands if bands > 0 else 0, more = rows - each * bands
     cdef Py_ssize_t tile = share(panels * bands, part, parts), end = share(panels * bands, part + 1, parts)
     cdef Py_ssize_t panel, first, last, band, blocks, block, step, count, i, j, next_j, height, rest, size
-    cdef Py_ssize_t ask
-    cdef bint often
+    cdef Py_ssize_t ask, done
+    # of several tiles at a time: a formula takes longer than the vectors of one give a core to do
+    cdef bint at_once = parts == 1 and rows * columns <= NEAR_NUMBERS
+    cdef bint often, each_panel = activation != LINEAR and not at_once
     cdef const real* start
     cdef const real* next_block
     while tile < end:
@@ -64,7 +66,7 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
         j = panel_begin(vectors, panel, panels) * lanes
         next_j = panel_begin(vectors, panel + 1, panels) * lanes
         size = min(next_j, columns) - j
-        often = last - first > FEW_BANDS and steps * columns * <Py_ssize_t>sizeof(real) > NEAR
+        often = last - first > FEW_BANDS and steps * b_step * <Py_ssize_t>sizeof(real) > NEAR
         blocks = 1
         if often:
             blocks += steps * ((size * <Py_ssize_t>sizeof(real) + LINE - 1) // LINE * LINE) // BLOCK
@@ -78,7 +80,9 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                     next_block = b + (step + count) * b_step + j
                 elif tile < end:
                     next_block = b + next_j
-            i = share(rows, first, bands)
+                else:
+                    next_block = after
+            i = done = share(rows, first, bands)
             rest = rows * first % bands
             for band in range(first, last):
                 height = next_height(each, more, bands, &rest)
@@ -94,9 +98,13 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                 else:
                     outer_f64(a + i * a_row + step * a_step, a_row, a_step, b + step * b_step + j, b_step,
                               count, start, c + i * c_row + j, c_row, height, size, NULL)
-                if activation != LINEAR and block == blocks - 1:
-                    activate(c + i * c_row + j, c + i * c_row + j, c_row, height, size, activation)
                 i += height
+                if each_panel and block == blocks - 1 and ((i - done) * size >= NEAR_NUMBERS // 2 or
+                                                           band == last - 1):
+                    activate(c + done * c_row + j, c + done * c_row + j, c_row, i - done, size, activation)
+                    done = i
+    if activation != LINEAR and at_once:
+        activate(c, c, c_row, rows, columns, activation)
 
 
 cdef void update_product(const real* a, Py_ssize_t a_step, const real* b, Py_ssize_t b_step,
