@@ -48,8 +48,8 @@ if TYPE_CHECKING:  # what type checkers and editors read instead of _HOME
         ReduceOnPlateau,
         StepDecay,
     )
-    from fastae.estimator import Autoencoder as Autoencoder
-    from fastae.estimator import AutoencoderOutlierDetector as AutoencoderOutlierDetector
+    from fastae.estimators import Autoencoder as Autoencoder
+    from fastae.estimators import AutoencoderOutlierDetector as AutoencoderOutlierDetector
     from fastae.history import DivergenceError, History
     from fastae.layers import (
         Activation,
@@ -107,8 +107,8 @@ _HOME = {
     "Progress": "callbacks",
     "ReduceOnPlateau": "callbacks",
     "StepDecay": "callbacks",
-    "Autoencoder": "estimator",
-    "AutoencoderOutlierDetector": "estimator",
+    "Autoencoder": "estimators",
+    "AutoencoderOutlierDetector": "estimators",
     "DivergenceError": "history",
     "History": "history",
     "Activation": "layers",

@@ -308,10 +308,10 @@ def detect(
             _in_parts(lambda part: _errors(trainer, part), trainer, rows, "detect", quiet)
         )
     if threshold is None:
-        from fastae.estimator import _offset
+        from fastae.estimators.outliers import offset
 
         assert contamination is not None
-        threshold = -_offset(-scores, None, contamination, float(np.finfo(trainer.dtype).eps))
+        threshold = -offset(-scores, None, contamination, float(np.finfo(trainer.dtype).eps))
     outlier = scores > threshold
     with refused("--out"):
         tables.write(out, {"score": scores, "outlier": outlier}, overwrite=force)

@@ -113,7 +113,7 @@ class CheckpointError(ValueError):
 
 @dataclass
 class SavedEstimator:
-    """What a file holds of an estimator beside its trainer; `fastae.estimator` knows what it means.
+    """What a file holds of an estimator beside its trainer; `fastae.estimators` knows what it means.
 
     Parameters
     ----------
@@ -358,10 +358,10 @@ def load(path: str | os.PathLike[str], *, backend: str | None = None, n_threads:
     trainer = new_trainer(state, **overrides)
     if state.estimator is None:
         return trainer
-    from fastae import estimator
+    from fastae import estimators
 
     try:
-        return estimator.from_saved(trainer, state.estimator, **overrides)
+        return estimators.from_saved(trainer, state.estimator, **overrides)
     except MemoryError:
         raise
     except Exception as error:

@@ -874,8 +874,9 @@ def test_saving_needs_right_parameters(files, tmp_path):
 
 def test_a_file_of_an_estimator_needs_scikit_learn(files, tmp_path, monkeypatch):
     Autoencoder(**TINY).fit(X).save(tmp_path / "a")
-    monkeypatch.delitem(sys.modules, "fastae.estimator")
-    monkeypatch.delattr(fastae, "estimator", raising=False)
+    for name in [name for name in sys.modules if name.startswith("fastae.estimators")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(fastae, "estimators", raising=False)
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
     with pytest.raises(ImportError, match=r'pip install "fastae\[sklearn\]"'):
         fastae.load(tmp_path / "a")
