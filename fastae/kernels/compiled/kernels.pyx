@@ -578,24 +578,28 @@ cdef void dense_batchnorm_inference(const real* x, const real* w, const real* b,
                                     int activation, double epsilon, real* y,
                                     Py_ssize_t n, Py_ssize_t k, Py_ssize_t m,
                                     Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    # tile by tile: each is scaled and shifted as soon as it is stored
+    # panel by panel: each is scaled and shifted as soon as it is stored
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t vectors = (m + lanes - 1) // lanes, row = ld(m, pad), wide = width(m, pad, y)
     cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
     cdef Py_ssize_t high = tile_rows(<int>((vectors + panels - 1) // panels))
     cdef Py_ssize_t bands = (n + high - 1) // high
-    cdef Py_ssize_t tile, scaled = -1, i, j = 0, end = 0, rows
+    cdef Py_ssize_t tile = share(panels * bands, part, parts), stop = share(panels * bands, part + 1, parts)
+    cdef Py_ssize_t panel, first, last, i, j, end, rows
     cdef real scale[NORM_COLUMNS]
-    for tile in range(share(panels * bands, part, parts), share(panels * bands, part + 1, parts)):
-        if tile // bands != scaled:
-            scaled = tile // bands
-            j = panel_begin(vectors, scaled, panels) * lanes
-            end = panel_begin(vectors, scaled + 1, panels) * lanes
-            running_scale(gamma + j, running_var + j, epsilon, scale, min(end, m) - j)
-        i = share(n, tile % bands, bands)
-        rows = share(n, tile % bands + 1, bands) - i
+    while tile < stop:
+        panel = tile // bands
+        first = tile - panel * bands
+        last = min(bands, first + stop - tile)
+        tile += last - first
+        j = panel_begin(vectors, panel, panels) * lanes
+        end = panel_begin(vectors, panel + 1, panels) * lanes
+        i = share(n, first, bands)
+        rows = share(n, last, bands) - i
+        running_scale(gamma + j, running_var + j, epsilon, scale, min(end, m) - j)
         outer_product(x + i * ld(k, pad), ld(k, pad), 1, w + j, row, k, b + j if b != NULL else NULL,
-                      y + i * row + j, row, rows, min(end, wide) - j, LINEAR, <const real*>NULL, 0, 1)
+                      y + i * row + j, row, rows, min(end, wide) - j, LINEAR,
+                      w + end if tile < stop else <const real*>NULL, 0, 1)
         follow(y + i * row + j, y + i * row + j, row, rows, min(end, m) - j, running_mean + j, scale,
                beta + j, activation)
 
