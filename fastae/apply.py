@@ -303,13 +303,13 @@ def detect(
         trainer, threshold = detector.trainer_, -detector.offset_
     else:
         rows, trainer, threshold = _load_detector(data, model, contamination, chosen, threads)
+    if threshold is None:
+        from fastae.estimators.outliers import offset  # before the work: it needs scikit-learn
     with refused():
         scores = np.concatenate(
             _in_parts(lambda part: _errors(trainer, part), trainer, rows, "detect", quiet)
         )
     if threshold is None:
-        from fastae.estimators.outliers import offset
-
         assert contamination is not None
         threshold = -offset(-scores, None, contamination, float(np.finfo(trainer.dtype).eps))
     outlier = scores > threshold

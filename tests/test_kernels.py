@@ -775,6 +775,56 @@ def test_few_images_have_the_bits_they_have_among_many(make_case, same_bits, loa
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("backend", ["cython"], indirect=True)
+def test_a_number_has_its_bits_wherever_it_stands(loaded, same_bits, activation, dtype):
+    """A formula takes several vectors side by side, of a row or more, and those that are left one by one."""
+    rng = np.random.default_rng(3)
+    for n, m in [(1, 203), (3, 16), (5, 37), (33, 19), (40, 130)]:
+        x, w, b = (rng.normal(scale=4, size=shape).astype(dtype) for shape in ((n, m), (m, m), (m,)))
+        x.flat[:40:7] = [0, -0.0, 1e-40, -90, 90, -np.inf]
+        y = np.full((n, m), np.nan, dtype)
+        ops.activation_forward(x, activation, out=y, backend=loaded)
+        for at in np.ndindex(n, m):
+            alone = ops.activation_forward(x[at].reshape(1, 1), activation, backend=loaded)
+            same_bits(y[at].reshape(1, 1), alone, f"{at} of {n} x {m}")
+        x = rng.normal(size=(n, m)).astype(dtype)
+        y.fill(np.nan)
+        ops.dense_forward(x, w, b, activation, out=y, backend=loaded)
+        linear = ops.dense_forward(x, w, b, backend=loaded)
+        same_bits(y, ops.activation_forward(linear, activation, backend=loaded), f"{n} x {m}")
+        for i in range(n):
+            alone = ops.dense_forward(x[i : i + 1], w, b, activation, backend=loaded)
+            same_bits(y[i : i + 1], alone, f"row {i} of {n} x {m}")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("backend", ["cython"], indirect=True)
+def test_a_normalised_number_has_its_bits_wherever_it_stands(loaded, same_bits, activation, dtype):
+    rng = np.random.default_rng(6)
+    for n, m in [(2, 33), (7, 130), (40, 19)]:
+        x, columns = rng.normal(size=(n, m)).astype(dtype), rng.uniform(0.5, 2, (4, m)).astype(dtype)
+        y, moved = (
+            ops.batchnorm_inference(*map(np.ascontiguousarray, given), activation, backend=loaded)
+            for given in ((x, *columns), (np.roll(x, 1, 1), *np.roll(columns, 1, 1)))
+        )
+        same_bits(moved, np.roll(y, 1, axis=1), f"{n} x {m}")
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r.loss], ids=by_name)
+@pytest.mark.parametrize("backend", ["cython"], indirect=True)
+def test_a_gradient_of_a_loss_has_its_bits_wherever_it_stands(loaded, same_bits, row, dtype):
+    rng = np.random.default_rng(4)
+    for m in (33, 130, 203):
+        y, target = (rng.uniform(size=(3, m)).astype(dtype) for _ in range(2))
+        moved = [np.roll(x, 1, axis=1) for x in (y, target)]
+        constants = {c.name: 0.3 if c.kind == "real" else m for c in row.constants if c.default is None}
+        da, again = (
+            getattr(ops, row.name)(*given, **constants, backend=loaded)[1] for given in ((y, target), moved)
+        )
+        same_bits(again, np.roll(da, 1, axis=1), f"{row.name}: {m} columns")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_parts_of_dense_backward_agree_with_it(loaded, activation):
     rng = np.random.default_rng(1)
     x, w, b, dy = (rng.uniform(-1, 1, s) for s in [(6, 9), (9, 7), (7,), (6, 7)])

@@ -330,6 +330,15 @@ STATIC void F(gather_pool_row)(const Gather *g, Py_ssize_t row, Py_ssize_t pool_
     }
 }
 
+/* y times the derivative of `activation` in `saved` where that is given, f(y) where not. */
+STATIC void F(go_over)(const REAL *saved, REAL *y, Py_ssize_t size, int activation)
+{
+    if (saved)
+        F(map_slope)(y, saved, y, size, activation);
+    else
+        F(map_activate)(y, y, 0, 1, size, activation);
+}
+
 /* This part's share of a gather of one place from one, a product of matrices: y is multiplied by the derivative of
  * `activation` in `saved` where that is given, and is f(y) of it where not. */
 STATIC void F(gather_product)(const Gather *g, const REAL *x, const REAL *w, const REAL *bias, const REAL *saved,
@@ -343,10 +352,7 @@ STATIC void F(gather_product)(const Gather *g, const REAL *x, const REAL *w, con
         F(gather_place)(g, x, w, bias, relu, saved, y, group, first, end);
         for (Py_ssize_t block = 0; passes && block < g->blocks; block++) {
             const Py_ssize_t at = ((block * g->groups + group) * g->outputs + first) * BLOCK;
-            if (saved)
-                F(map_slope)(y + at, saved + at, y + at, (end - first) * BLOCK, activation);
-            else
-                F(map_activate)(y + at, y + at, 0, 1, (end - first) * BLOCK, activation);
+            F(go_over)(saved ? saved + at : 0, y + at, (end - first) * BLOCK, activation);
         }
     }
 }
@@ -383,11 +389,8 @@ STATIC void F(gather_blocks)(const Gather *g, const REAL *x, const REAL *w, cons
         F(gather_rows)(g, row, row + rows, 0, width, source, weight, from, relu, saved ? saved + at : 0, end - first, y + at,
                        y_plane, width * BLOCK);
         for (Py_ssize_t r = 0; passes && r < end - first; r++) {
-            REAL *made = y + at + r * y_plane;
-            if (saved)
-                F(map_slope)(made, saved + at + r * y_plane, made, rows * width * BLOCK, activation);
-            else
-                F(map_activate)(made, made, 0, 1, rows * width * BLOCK, activation);
+            const Py_ssize_t made = at + r * y_plane;
+            F(go_over)(saved ? saved + made : 0, y + made, rows * width * BLOCK, activation);
         }
     }
 }

@@ -102,10 +102,10 @@ cdef enum:  # bytes
     NEAR = 1 << 16  # what is in a near cache and need not be asked for
     BLOCK = 3 << 13  # what stays in the first cache, of 32 KiB or more, while a product passes over it
     GROUP = 1 << 19  # and in the second
+    MADE = 1 << 14  # what an activation passes over at one time, in the first cache
 
 cdef enum:
     FEW_BANDS = 3  # of rows, which do not pass over a block often enough
-    NEAR_NUMBERS = 1 << 12  # what an activation passes over at one time: in the first cache
 
 cdef enum:  # when products are shared out by rows
     SMALL_WEIGHT = 1 << 15  # see by_rows; as in the table

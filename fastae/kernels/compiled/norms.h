@@ -41,15 +41,16 @@ INLINE void F(norm_statistics)(const int C, Py_ssize_t last, const REAL *x, Py_s
 }
 
 /* y = f((x - mean) scale + beta), row by row; y may be x. */
-INLINE void F(norm_rows_of)(const int relu, const REAL *x, REAL *y, Py_ssize_t row, Py_ssize_t n, Py_ssize_t size,
+INLINE void F(norm_rows_of)(const int activation, const REAL *x, REAL *y, Py_ssize_t row, Py_ssize_t n, Py_ssize_t size,
                             const REAL *mean, const REAL *scale, const REAL *beta)
 {
     for (Py_ssize_t i = 0; i < n; i++)
         for (Py_ssize_t j = 0; j < size; j += LANES) {
             const Py_ssize_t count = size - j;
             const V d = F(load_part)(x + i * row + j, count) - F(load_part)(mean + j, count);
-            const V v = d * F(load_part)(scale + j, count) + F(load_part)(beta + j, count);
-            F(store_part)(y + i * row + j, relu ? F(relu)(v) : v, count);
+            V v = d * F(load_part)(scale + j, count) + F(load_part)(beta + j, count);
+            F(activate)(1, &v, activation);
+            F(store_part)(y + i * row + j, v, count);
         }
 }
 
@@ -57,9 +58,11 @@ STATIC void F(norm_rows)(const REAL *x, REAL *y, Py_ssize_t row, Py_ssize_t n, P
                          const REAL *scale, const REAL *beta, int activation)
 {
     if (activation == RELU) {
-        F(norm_rows_of)(1, x, y, row, n, size, mean, scale, beta);
+        F(norm_rows_of)(RELU, x, y, row, n, size, mean, scale, beta);
+    } else if (activation == LEAKY_RELU) {
+        F(norm_rows_of)(LEAKY_RELU, x, y, row, n, size, mean, scale, beta);
     } else {
-        F(norm_rows_of)(0, x, y, row, n, size, mean, scale, beta);
+        F(norm_rows_of)(LINEAR, x, y, row, n, size, mean, scale, beta);
         if (activation != LINEAR) F(map_activate)(y, y, row, n, size, activation);
     }
 }

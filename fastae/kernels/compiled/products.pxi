@@ -54,8 +54,8 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
     cdef Py_ssize_t panel, first, last, band, blocks, block, step, count, i, j, next_j, height, rest, size
     cdef Py_ssize_t ask, done
     # of several tiles at a time: a formula takes longer than the vectors of one give a core to do
-    cdef bint at_once = parts == 1 and rows * columns <= NEAR_NUMBERS
-    cdef bint often, each_panel = activation != LINEAR and not at_once
+    cdef bint at_once = parts == 1 and rows * columns * <Py_ssize_t>sizeof(real) <= MADE
+    cdef bint often, deferred = activation != LINEAR and not at_once
     cdef const real* start
     cdef const real* next_block
     while tile < end:
@@ -99,8 +99,8 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                     outer_f64(a + i * a_row + step * a_step, a_row, a_step, b + step * b_step + j, b_step,
                               count, start, c + i * c_row + j, c_row, height, size, NULL)
                 i += height
-                if each_panel and block == blocks - 1 and ((i - done) * size >= NEAR_NUMBERS // 2 or
-                                                           band == last - 1):
+                if deferred and block == blocks - 1 and (
+                        band == last - 1 or (i - done) * size * <Py_ssize_t>sizeof(real) >= MADE // 2):
                     activate(c + done * c_row + j, c + done * c_row + j, c_row, i - done, size, activation)
                     done = i
     if activation != LINEAR and at_once:
