@@ -39,6 +39,7 @@ from fastae.kernels.jitted_maths import (
     log,
     log1p,
     log_of_rest,
+    multiply,
     of_rank,
     pick,
     plus,
@@ -195,7 +196,8 @@ def _dense_block(x, w, b, activation, y, block, blocks):
     n, k = x.shape
     m = w.shape[1]
     start, stop = edge(m, block, blocks), edge(m, block + 1, blocks)
-    gemm(n, stop - start, k, x, k, False, w[:, start:], m, False, y[:, start:], m)
+    from_start = window(w, start, w.size - start), m, window(y, start, y.size - start)
+    multiply(n, k, window(x, 0, x.size), stop - start, *from_start)
     for i in range(n):
         row = window(y, i * m + start, stop - start)
         if b.size:

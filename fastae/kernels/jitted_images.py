@@ -13,7 +13,7 @@ and for any number of parts.
 
 from __future__ import annotations
 
-from fastae.kernels.jitted_maths import activate, differentiate, pick, plus, root
+from fastae.kernels.jitted_maths import activate, differentiate, multiply, pick, plus, root
 from fastae.kernels.jitted_runtime import (
     OPTIONS,
     apart,
@@ -452,7 +452,7 @@ def _spread_product(x, w, b, saved, activation, slope, n, channels, outputs, are
         start, stop = edge(m, block, blocks), edge(m, block + 1, blocks)
         size = stop - start
         rest, to = window(w, start, w.size - start), window(y, start, y.size - start)
-        gemm(n, size, channels, x, channels, False, rest, m, False, to, m)
+        multiply(n, channels, x, size, rest, m, to)
         for i in range(n):
             row = window(y, i * m + start, size)
             if b.size:

@@ -12,7 +12,7 @@ import platform
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -54,7 +54,7 @@ _MOST_BLOCKS = 8
 _NARROWEST = 64
 
 # FLOPs of a batch that are worth a thread: more than for Cython, as blocks of a product are larger here.
-_WORTH_A_THREAD = 5e7
+_WORTH_A_THREAD = 2e7
 
 _SPINS = 4000  # looks at a barrier, some microseconds, before the thread sleeps
 
@@ -483,7 +483,7 @@ def copy(x, y):
 
 # --- the epoch -----------------------------------------------------------------------------------
 
-# Places in the plan of a run.
+# Places in the plan of a run; the first three are of its rows.
 _ROWS, _BATCH, _ORDERED, _TRAINS, _CHECK, _LOSS, _INPUT, _TARGET, _WEIGHT, _OUTPUT = range(10)
 
 
@@ -628,8 +628,7 @@ class _Blas:
         self._libraries: list[Any] | None = None
         self._before: list[int] = []
 
-    @contextmanager
-    def one_thread(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         with self._lock:
             if self._libraries is None:  # looked for once: it takes milliseconds
                 found = ThreadpoolController().select(user_api="blas").lib_controllers
@@ -640,17 +639,21 @@ class _Blas:
                 for library in self._libraries:
                     library.set_num_threads(1)
             self._running += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running -= 1
-                if self._running == 0:
-                    for library, threads in zip(self._libraries, self._before, strict=True):
-                        library.set_num_threads(threads)
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._running -= 1
+            if self._running == 0:
+                for library, threads in zip(self._libraries or (), self._before, strict=True):
+                    library.set_num_threads(threads)
 
 
-one_thread = _Blas().one_thread
+_BLAS = _Blas()
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """Hold BLAS to one thread within a ``with``."""
+    return _BLAS
 
 
 class Executor:
@@ -686,16 +689,24 @@ class Executor:
         self._batch_size = int(program.batch_size)
         self._n_threads = n_threads
         self._functions = np.zeros(len(KERNELS), np.int64)
+        self._plans: dict[Routine, np.ndarray] = {}
 
-    def _prepare(self, code: np.ndarray) -> None:
-        """Compile what the code needs and has not been compiled, and what runs it."""
+    def _plan(self, routine: Routine) -> np.ndarray:
+        """What a run of a routine is told, but for its rows. What it needs and has not been compiled, is."""
         names, char = tuple(KERNELS), self._arena.dtype.char
-        missing = [place for place in set(code[:, 0].tolist()) if not self._functions[place]]
+        needed = {names.index(instruction.kernel) for instruction in routine.instructions}
+        missing = [place for place in needed if not self._functions[place]]
         if missing:
             with _PREPARING, said():
                 for place in missing:
                     self._functions[place] = self.instruction(names[place], char).address
                 _epoch(char)
+
+        def offset(slot: Slot | None) -> int:
+            return 0 if slot is None else slot.offset
+
+        slots = routine.loss, routine.input, routine.target, routine.weight, routine.output
+        return np.array([0, 0, 0, routine.trains, routine.check, *map(offset, slots)], np.int64)
 
     def run(
         self,
@@ -742,20 +753,12 @@ class Executor:
         size = self._batch_size
         code = routine.encode(min(size, rows))
         tail = routine.encode(rows % size) if rows > size and rows % size else code
-        self._prepare(code)
+        plan = self._plans.get(routine)
+        if plan is None:
+            plan = self._plans[routine] = self._plan(routine)
+        plan = plan.copy()
+        plan[:3] = rows, min(size, rows), order is not None
         nothing = np.empty((0, 0), self._arena.dtype)
-
-        def offset(slot: Slot | None) -> int:
-            return 0 if slot is None else slot.offset
-
-        plan = np.array(
-            [
-                *(rows, min(size, rows), order is not None, routine.trains, routine.check),
-                *(offset(s) for s in (routine.loss, routine.input, routine.target)),
-                *(offset(s) for s in (routine.weight, routine.output)),
-            ],
-            np.int64,
-        )
         arguments = (
             *(self._functions, self._arena, self._header, code, tail, plan, data),
             nothing if target is None else target,
