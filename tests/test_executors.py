@@ -221,7 +221,7 @@ def test_what_is_by_rows_keeps_to_its_rows(name, dtype):
         if not row.by_rows(SimpleNamespace(n=n, k=k, m=m)):
             continue
         tried += 1
-        for activation in ("linear", "relu", "sigmoid", "tanh"):
+        for activation in ("linear", "sigmoid"):
             whole, _ = call_part(name, dtype, n, k, m, activation, 0, 1)
             for part in range(3):
                 made, own = call_part(name, dtype, n, k, m, activation, part, 3)
