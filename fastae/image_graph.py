@@ -6,6 +6,7 @@ a max-pooling follows a convolution, or a convolution an upsampling, `chained` m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,22 @@ class ConvOp(Op):
     def weight_grad(self, to: _Lowering, da: Slot) -> None:
         """Emit the gradients of weight and bias."""
         dw, db = self.gradients(to)
-        to.emit(f"{self.kernel}_weight_grad", "", x=self.input(to), da=da, dw=dw, db=db, **self.geometry)
+        self.emit_weight_grad(to, f"{self.kernel}_weight_grad", "", da=da, dw=dw, db=db)
+
+    def emit_weight_grad(self, to: _Lowering, kernel: str, note: str, **operands: Operand) -> None:
+        """Emit a sum over images, with room for that of one half of them, if each half is worth a thread.
+
+        Images of one place are multiplied as matrices are, in one go.
+        """
+        x, dw = self.input(to), operands["dw"]
+        windows = operands.get("da") or operands["dy"] if self.kernel == "conv2d" else x
+        assert isinstance(windows, Slot)
+        assert isinstance(dw, Slot)
+        several = to.batch_size > to.unit and math.prod(windows.shape[2:]) > 1
+        channels = max(dw.shape[0], dw.shape[1] * int(self.geometry["groups"]))
+        to.emit(
+            kernel, note, {"room": dw.size + channels} if several else {}, x=x, **operands, **self.geometry
+        )
 
 
 class PlainConvOp(ConvOp):
@@ -113,7 +129,7 @@ class UpsampleConvOp(PlainConvOp):
     def weight_grad(self, to: _Lowering, da: Slot) -> None:
         dw, db = self.gradients(to)
         dv = to.slot(f"{self.name}.composed.grad", self.v.shape)
-        to.emit(f"{self.kernel}_weight_grad", "", x=self.input(to), da=da, dw=dv, db=db, **self.geometry)
+        self.emit_weight_grad(to, f"{self.kernel}_weight_grad", "", da=da, dw=dv, db=db)
         to.emit(f"{self.make}_grad", f"back to the weight of {self.name}", dv=dv, dw=dw, **self.factors)
 
 
@@ -160,7 +176,7 @@ class PooledConvOp(ConvOp):
         if to.padded and self._is_made_as_read(x):
             dw, db = self.gradients(to)
             kernel = "conv2d_max_pool2d_weight_grad"
-            to.emit(kernel, note, x=self.input(to), dw=dw, db=db, **back, **self.geometry, **self.pool)
+            self.emit_weight_grad(to, kernel, note, dw=dw, db=db, **back, **self.pool)
             return
         whole = to.slot(f"{self.name}.da", (to.batch_size, *self.whole), batched=True)
         to.emit("max_pool2d_backward", note, dx=whole, **back, **self.pooling)

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +63,8 @@ __all__ = ["build", "lower"]
 
 #: A larger arena is a mistake in a declaration rather than a wish.
 MAX_ARENA_BYTES = 1 << 38
+
+NOTHING: Mapping[str, int] = {}
 
 # -- lowering ------------------------------------------------------------------------------------------
 
@@ -293,8 +295,13 @@ class _Lowering:
         self.emit("total", row_loss=self.slots["row_loss"], loss=self.slots["loss"])
         return self.instructions
 
-    def emit(self, kernel: str, note: str = "", **operands: Operand) -> None:
-        """Append an instruction, its operands by the names of the table; workspaces are found here."""
+    def emit(
+        self, kernel: str, note: str = "", spare: Mapping[str, int] = NOTHING, /, **operands: Operand
+    ) -> None:
+        """Append an instruction, its operands by the names of the table; workspaces are found here.
+
+        Of those that a padded Program can go without it has the ones in `spare`, with so many elements.
+        """
         row = KERNELS[kernel]
         given = tuple(operands.get(a.name) for a in row.arguments)
         instruction = Instruction(kernel, given, note)
@@ -302,10 +309,11 @@ class _Lowering:
         varying = {a.dims[0] for a, slot in instruction.arrays if slot.batched}
         used = 0
         for a in row.arrays:
-            if a.role != "work" or (a.spare and self.padded):
+            if a.role != "work" or (a.spare and self.padded and a.name not in spare):
                 continue
             # Offset within the scratch stretch, whose place is not known yet.
-            slot = self.shaped("scratch", used, row.shape(a, dims), a.dims[0] in varying)
+            shape = (spare[a.name],) if a.spare and self.padded else row.shape(a, dims)
+            slot = self.shaped("scratch", used, shape, a.dims[0] in varying)
             used += self.round_up(slot.size)
             operands[a.name] = slot
         missing = [

@@ -44,9 +44,11 @@ __all__ = [
     "row_stride",
 ]
 
-#: Columns of an encoded instruction, and which of them says what shard alone runs it: its number + 1, or 0.
+#: Columns of an encoded instruction, and which of them says what shard alone runs it: its number + 1; 0 where
+#: threads share it, and IN_TWO_PASSES where they meet on the way.
 WIDTH = 40
 SHARD = WIDTH - 1
+IN_TWO_PASSES = -1
 
 #: Every slot starts on such a boundary and ends before the next one: a cache line, a vector register.
 ALIGNMENT = 64
@@ -216,6 +218,12 @@ class Instruction:
         present = {array.name for array, _ in self.arrays}
         return self.row.count_bytes(self.dims(rows), itemsize, present)
 
+    @property
+    def in_two_passes(self) -> bool:
+        """Whether threads of `cython` make sums of their own images first, then meet and add them up."""
+        given = {array.name for array, _ in self.arrays}
+        return {"dw", "room"} <= given and "dx" not in given
+
     def by_rows(self, rows: int) -> bool:
         """Whether threads share its work out by the rows of a batch of so many, if those are enough."""
         rule = self.row.by_rows
@@ -336,7 +344,10 @@ class Routine:
             for line, instruction in zip(code, self.instructions, strict=True):
                 numbers = instruction.encode(rows)
                 line[: len(numbers)] = numbers
-                line[SHARD] = 0 if instruction.shard is None else instruction.shard + 1
+                if instruction.in_two_passes:
+                    line[SHARD] = IN_TWO_PASSES
+                elif instruction.shard is not None:
+                    line[SHARD] = instruction.shard + 1
             self._opens[rows], *code[:, 1] = meetings(self, rows)
             self._encoded[rows] = code
         return code

@@ -15,7 +15,20 @@ import fastae
 from fastae import backend as backends
 from fastae.executor import processors, processors_present, team_of_rows, team_size
 from fastae.kernels.table import ACTIVATIONS, KERNELS, Array
-from fastae.layers import Activation, BatchNorm, Dense, Dropout, Parallel, Subsample
+from fastae.layers import (
+    Activation,
+    BatchNorm,
+    Conv2D,
+    ConvTranspose2D,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPool2D,
+    Parallel,
+    Reshape,
+    Subsample,
+    Upsample2D,
+)
 from fastae.lowering import lower
 from fastae.network import Network
 from fastae.program import WIDTH, Program, row_stride
@@ -93,6 +106,42 @@ def test_same_bits_of_layers_between_which_nobody_waits(name):
     first = run(module, net, x, 1, batch_size=32, optimizer=fastae.Adam(1e-3))
     for n_threads in (2, 3, 8):
         assert run(module, net, x, n_threads, batch_size=32, optimizer=fastae.Adam(1e-3)) == first
+
+
+@pytest.mark.parametrize("batch_size", [8, 9, 20, 33, 48, 64, 112])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_over_images_are_made_in_halves(batch_size, dtype):
+    """Where an image has several windows and a batch two blocks or more; the last one here has fewer."""
+    net = Network(
+        [
+            Reshape((2, 8, 8)),
+            Conv2D(6, 3, padding=1, activation="relu"),
+            MaxPool2D(2),
+            Conv2D(4, 2, groups=2, activation="tanh"),
+            Conv2D(5, 3),
+        ],
+        [
+            ConvTranspose2D(4, 2, activation="relu"),
+            Upsample2D(2),
+            Conv2D(3, 3, padding=1),
+            ConvTranspose2D(2, 2, 2, use_bias=False),
+            Flatten(),
+        ],
+        128,
+    )
+    x = np.random.default_rng(1).normal(size=(batch_size * 5 // 2, 128)).astype(dtype)
+    module, options = load("cython"), {"batch_size": batch_size, "optimizer": fastae.SGD(0.05)}
+    program = lower(net, loss="mse", dtype=dtype, **options, **backends.layout(module))
+    halved = [i.kernel for i in program.routine("train").instructions if i.in_two_passes]
+    images = ["conv_transpose2d_weight_grad"] * 2 + ["conv2d_weight_grad", "conv2d_max_pool2d_weight_grad"]
+    assert halved == (images if batch_size * x.itemsize > 64 else [])
+    first = run(module, net, x, 1, **options, poison=True)
+    for n_threads in (2, 3, 4, 7):
+        assert run(module, net, x, n_threads, **options, poison=True) == first, n_threads
+    of_numpy = run(load("numpy"), net, x, 1, **options)
+    for found, expected, kind in zip(first, of_numpy, ("float64", dtype, dtype), strict=True):
+        found, expected = (np.frombuffer(bits, kind) for bits in (found, expected))
+        np.testing.assert_allclose(found, expected, rtol=0, atol={"float32": 1e-4, "float64": 1e-11}[dtype])
 
 
 @pytest.mark.parametrize("width", [33, 700])

@@ -338,8 +338,9 @@ def test_padded_programs_convert_only_where_another_face_is_read(system, fused):
             assert name == "train" or wanted is None or source == wanted, name
         assert [k for k in kernels_of(ours) if k not in CONVERSIONS] == pooled_at_once(kernels_of(theirs))
         assert len(set(found)) == len(found), "nothing is laid twice"
-        works = [a.name for i in ours.instructions for a, _ in i.arrays if a.name == "room"]
-        assert not works, "images in their own layout need no workspace"
+        for i in ours.instructions:  # in their own layout images need no workspace, but for half of a sum
+            names = {a.name: slot for a, slot in i.arrays}
+            assert "room" not in names or names["room"].size < 2 * (names["dw"].size + 64), i
         assert ours.input.shape[1:] == (math.prod(ours.input.shape[1:]),)
 
 

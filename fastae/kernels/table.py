@@ -71,7 +71,7 @@ class Array:
     dims: tuple[str, ...]
     role: str  # "in", "saved", "work", "state" or "out"
     optional: bool = False  # absent: None in ops, an array of size 0 in the kernels
-    spare: bool = False  # a workspace that calls need and padded Programs leave out
+    spare: bool = False  # a workspace that calls need, and padded Programs have no more of than they ask for
     kind: str = "real"  # "real" (float32 or float64, one for the whole call) or "index" (int64)
 
     @property

@@ -280,22 +280,12 @@ STATIC void F(correlate_place)(const Correlation *k, const REAL *a, const REAL *
 }
 #undef PANEL_BLOCKS
 
-/* This part's share of a correlation, and of the sums of its channels, if these are asked for. With a pooling `a` is the
- * gradient of its numbers, of which `position` and, for the slope, `y` tell. */
-STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *position, const REAL *y, const REAL *x, REAL *dw,
-                           REAL *db, Py_ssize_t part, Py_ssize_t parts)
+/* This part's share of the tiles of a correlation, and of the sums of its channels, if these are asked for. */
+STATIC void F(correlate_tiles)(const Correlation *k, const REAL *a, const REAL *position, const REAL *y, const REAL *x,
+                               REAL *dw, REAL *db, Py_ssize_t part, Py_ssize_t parts)
 {
     const Py_ssize_t x_plane = k->xh * k->xw * BLOCK;
     const Py_ssize_t a_plane = k->ah * k->aw / (k->pool_h ? k->pool_h * k->pool_w : 1) * BLOCK;
-    if (!k->pool_h && k->ah == 1 && k->aw == 1 && k->kh == k->xh && k->kw == k->xw && k->dilation_h == 1 &&
-        k->dilation_w == 1 && !k->padding_top && !k->padding_left) {
-        const Py_ssize_t channels = k->groups * (k->sums_of_x ? k->x_channels : k->a_channels);
-        const Py_ssize_t plane = k->sums_of_x ? x_plane : a_plane;
-        for (Py_ssize_t c = piece(channels, part, parts); db && c < piece(channels, part + 1, parts); c++)
-            db[c] = F(channel_sum)((k->sums_of_x ? x : a) + c * plane, channels * plane, k->blocks, plane / BLOCK);
-        F(correlate_place)(k, a, x, dw, part, parts);
-        return;
-    }
     const Py_ssize_t a_tiles = (k->a_channels + LANE_ROWS - 1) / LANE_ROWS;
     const Py_ssize_t most_rows = (k->a_channels + a_tiles - 1) / a_tiles;
     const Py_ssize_t beside = LANE_BESIDE(most_rows);
@@ -317,4 +307,50 @@ STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *posi
                                  dw + group * k->dw_group + r * k->dw_a + s * k->dw_x,
                                  !adds ? 0 : k->sums_of_x ? db + group * k->x_channels + s : db + group * k->a_channels + r);
     }
+}
+
+/* This part's share of a correlation, and of the sums of its channels, if these are asked for. With a pooling `a` is the
+ * gradient of its numbers, of which `position` and, for the slope, `y` tell.
+ *
+ * With `rest`, which has room for all of these sums, those of the blocks in the second half are made there, by threads of
+ * their own where there are several, and then added: a core reads what it has made itself, not what another has. That is a
+ * second pass, when all have done the first; `parts` is negative in it. */
+STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *position, const REAL *y, const REAL *x, REAL *rest,
+                           REAL *dw, REAL *db, Py_ssize_t part, Py_ssize_t parts)
+{
+    const Py_ssize_t x_plane = k->xh * k->xw * BLOCK;
+    const Py_ssize_t a_plane = k->ah * k->aw / (k->pool_h ? k->pool_h * k->pool_w : 1) * BLOCK;
+    const Py_ssize_t channels = k->groups * (k->sums_of_x ? k->x_channels : k->a_channels);
+    const int halves = rest && k->blocks > 1 && (k->blocks % 2 == 0 || k->blocks > 6); /* of 3 blocks one thread has 2 */
+    if (parts < 0 && !halves) return;
+    if (!k->pool_h && k->ah == 1 && k->aw == 1 && k->kh == k->xh && k->kw == k->xw && k->dilation_h == 1 &&
+        k->dilation_w == 1 && !k->padding_top && !k->padding_left) {
+        if (parts < 0) return;
+        const Py_ssize_t plane = k->sums_of_x ? x_plane : a_plane;
+        for (Py_ssize_t c = piece(channels, part, parts); db && c < piece(channels, part + 1, parts); c++)
+            db[c] = F(channel_sum)((k->sums_of_x ? x : a) + c * plane, channels * plane, k->blocks, plane / BLOCK);
+        F(correlate_place)(k, a, x, dw, part, parts);
+        return;
+    }
+    if (!halves) {
+        F(correlate_tiles)(k, a, position, y, x, dw, db, part, parts);
+        return;
+    }
+    const Py_ssize_t rows = k->groups * k->a_channels, size = k->x_channels * k->dw_x;
+    REAL *rest_db = db ? rest + rows * k->dw_a : 0;
+    for (int half = 0; half < 2 && parts > 0; half++) {
+        const Py_ssize_t alone = parts / 2, first = half ? alone : 0, team = parts == 1 ? 1 : half ? parts - alone : alone;
+        if (parts > 1 && (part < first || part >= first + team)) continue;
+        const Py_ssize_t begin = half ? k->blocks / 2 : 0, a_at = begin * rows * a_plane;
+        Correlation some = *k;
+        some.blocks = half ? k->blocks - k->blocks / 2 : k->blocks / 2;
+        F(correlate_tiles)(&some, a + a_at, position ? position + a_at : 0, y ? y + a_at : 0,
+                           x + begin * k->groups * k->x_channels * x_plane, half ? rest : dw, half ? rest_db : db,
+                           parts > 1 ? part - first : 0, team);
+    }
+    if (parts > 1) return;
+    const Py_ssize_t all = parts < 0 ? -parts : 1;
+    for (Py_ssize_t r = piece(rows, part, all); r < piece(rows, part + 1, all); r++)
+        for (Py_ssize_t i = r * k->dw_a; i < r * k->dw_a + size; i++) dw[i] += rest[i];
+    for (Py_ssize_t c = piece(channels, part, all); db && c < piece(channels, part + 1, all); c++) db[c] += rest_db[c];
 }

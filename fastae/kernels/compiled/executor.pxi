@@ -41,6 +41,7 @@ cdef struct Matrix:
 
 cdef enum:
     MOST_SHARDS = 2  # as fastae.sharding has them
+    IN_TWO_PASSES = -1  # as fastae.program has it
     ROWS_AHEAD = 3  # of those of a batch, which lie anywhere: 2 to 6 % of a step of quark_mlp (8 gain less)
 
 cdef struct Rows:
@@ -181,6 +182,9 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
                 shard = row[job.width - 1] - 1
                 if shard < 0:
                     instructions_of(arena)[row[0]](arena, row + 2, job.pad, part, team)
+                    if shard + 1 == IN_TWO_PASSES and team > 1:
+                        meet(job.seats, &round, part, team)
+                        instructions_of(arena)[row[0]](arena, row + 2, job.pad, part, -team)
                 elif shard % team == part:
                     instructions_of(arena)[row[0]](arena, row + 2, job.pad, 0, 1)
                 if must_meet(row[1], count, team):

@@ -23,9 +23,11 @@ cdef extern from "kernels.h" nogil:
                     int activation, Py_ssize_t pool_h, Py_ssize_t pool_w, double* y, double* position,
                     Py_ssize_t part, Py_ssize_t parts)
     void correlation_f32(const Correlation* k, const float* a, const float* position, const float* y,
-                         const float* x, float* dw, float* db, Py_ssize_t part, Py_ssize_t parts)
+                         const float* x, float* rest, float* dw, float* db,
+                         Py_ssize_t part, Py_ssize_t parts)
     void correlation_f64(const Correlation* k, const double* a, const double* position, const double* y,
-                         const double* x, double* dw, double* db, Py_ssize_t part, Py_ssize_t parts)
+                         const double* x, double* rest, double* dw, double* db,
+                         Py_ssize_t part, Py_ssize_t parts)
     void max_pool_f32(Py_ssize_t lanes, const Pooling* k, const float* x, float* y, float* position)
     void max_pool_f64(Py_ssize_t lanes, const Pooling* k, const double* x, double* y, double* position)
     void max_unpool_f32(Py_ssize_t lanes, const Pooling* k, const float* dy, const float* position,
@@ -169,23 +171,26 @@ cdef void gather(Gather* g, const real* x, const real* w, const real* b, const r
 
 
 cdef void correlate(Correlation* k, const real* a, const real* position, const real* y, const real* x,
-                    real* room, real* dw, real* db,
+                    real* room, Py_ssize_t s, real* dw, real* db,
                     Py_ssize_t n, Py_ssize_t pad, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    """A correlation over blocks, where `room` is for the sums of half of them, or over plain arrays."""
     cdef Py_ssize_t rows = block_rows(x)
     cdef Py_ssize_t of_a = k.groups * k.a_channels * k.ah * k.aw, of_x = k.groups * k.x_channels * k.xh * k.xw
+    cdef Py_ssize_t sums = k.groups * (k.a_channels * k.dw_a + max(k.a_channels, k.x_channels))
+    cdef real* rest = room if s >= sums else NULL
     cdef real* laid
     k.blocks = blocks_of(n, rows)
     if pad == 1:
         to_blocks(a, of_a, n, of_a, room, 0, 1)
         laid = room + k.blocks * rows * of_a
         to_blocks(x, of_x, n, of_x, laid, 0, 1)
-        correlate(k, <const real*>room, <const real*>NULL, <const real*>NULL, <const real*>laid, <real*>NULL,
-                  dw, db, n, rows, 0, 1)
+        correlate(k, <const real*>room, <const real*>NULL, <const real*>NULL, <const real*>laid,
+                  <real*>NULL, 0, dw, db, n, rows, 0, 1)
         return
     if real is float:
-        correlation_f32(k, a, position, y, x, dw, db, part, parts)
+        correlation_f32(k, a, position, y, x, rest, dw, db, part, parts)
     else:
-        correlation_f64(k, a, position, y, x, dw, db, part, parts)
+        correlation_f64(k, a, position, y, x, rest, dw, db, part, parts)
 
 
 cdef void conv2d_forward(
@@ -274,7 +279,7 @@ cdef void conv2d_max_pool2d_weight_grad(
     k.dw_a, k.dw_x = ld(cg * kh * kw, pad), kh * kw
     k.dw_group = k.a_channels * k.dw_a
     k.sums_of_x, k.activation = False, activation
-    correlate(&k, a, position, y, x, room, dw, db, n, pad, part, parts)
+    correlate(&k, a, position, y, x, room, s, dw, db, n, pad, part, parts)
 
 
 cdef void conv2d_backward(
@@ -356,7 +361,7 @@ cdef void conv_transpose2d_weight_grad(
     k.dw_a, k.dw_x = ld(og * kh * kw, pad), kh * kw
     k.dw_group = k.a_channels * k.dw_a
     k.sums_of_x, k.pool_h = True, 0
-    correlate(&k, x, <const real*>NULL, <const real*>NULL, da, room, dw, db, n, pad, part, parts)
+    correlate(&k, x, <const real*>NULL, <const real*>NULL, da, room, s, dw, db, n, pad, part, parts)
 
 
 cdef void conv_transpose2d_backward(

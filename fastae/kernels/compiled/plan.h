@@ -59,8 +59,9 @@ static int64_t elements(const Row *row, int argument, const int64_t *o)
     return overflow ? -1 : size / 8;
 }
 
-/* Constants in their ranges; sizes of at least 1 that suit each other and the constants. */
-static int check_numbers(const Row *row, const int64_t *o)
+/* Constants in their ranges; sizes of at least 1 that suit each other and the constants. Workspaces are as large as plain
+ * arrays ask for; in a Program kernels look themselves what one has room for. */
+static int check_numbers(const Row *row, const int64_t *o, int plain)
 {
     int64_t derived[MOST_DIMS];
     for (int i = 0; i < row->arguments; i++) {
@@ -79,7 +80,7 @@ static int check_numbers(const Row *row, const int64_t *o)
         if (error) return error;
         for (int d = 0; d < row->dims; d++)
             if (row->derived >> d & 1 &&
-                (row->workspace >> d & 1 ? dims[d] < derived[d] : dims[d] != derived[d]))
+                (row->workspace >> d & 1 ? plain && dims[d] < derived[d] : dims[d] != derived[d]))
                 return FASTAE_ERROR_SIZE;
     }
     for (int i = 0; i < row->arguments; i++)
@@ -112,7 +113,7 @@ static int check_call(const Row *row, int64_t *o, int64_t itemsize)
     for (int i = 0; i < row->arguments; i++)
         if (row->argument[i].kind <= INDEX && o[i] % (row->argument[i].kind == INDEX ? 8 : itemsize))
             return FASTAE_ERROR_ALIGNMENT;
-    error = check_numbers(row, o);
+    error = check_numbers(row, o, 1);
     if (error) return error;
     for (int i = 0; i < row->arguments; i++)
         if (row->argument[i].kind <= INDEX) o[i] = o[i] ? o[i] / itemsize : -1;
@@ -175,7 +176,7 @@ static int check_instruction(const int64_t *code, int64_t itemsize, int64_t batc
     const Row *row = &ROWS[code[0]];
     const int64_t *o = code + 2, pad = LINE / itemsize;
     if (row->arguments + row->dims > MOST_OPERANDS || code[1] < 0 || code[1] >> row->dims) return 0;
-    if (check_presence(row, o, -1, 0) || check_numbers(row, o)) return 0;
+    if (check_presence(row, o, -1, 0) || check_numbers(row, o, 0)) return 0;
     for (int i = 0; i < row->arguments; i++) {
         const Argument *a = &row->argument[i];
         if (a->kind > INDEX || o[i] == -1) continue;
@@ -197,7 +198,7 @@ static int check_instruction(const int64_t *code, int64_t itemsize, int64_t batc
         if (fewer[row->arguments + d] != batch || row->derived >> d & 1) return 0;
         fewer[row->arguments + d] = least;
     }
-    return !check_numbers(row, fewer);
+    return !check_numbers(row, fewer, 0);
 }
 
 /* A matrix of the batch at a place of the arena. */
