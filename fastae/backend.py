@@ -385,6 +385,7 @@ def register_backend(name: str, module: ModuleType) -> Backend:
         Whether the executor runs padded Programs in shards (`fastae.sharding`), a bool; False if not there.
         It then finds the input, target and output in `Slot.pieces`, runs an instruction of one shard
         (`Instruction.shard`, column SHARD of the code) in one thread, and reads the loss in `Routine.losses`.
+        IN_TWO_PASSES in that column is for the kernels of `cython`; others may ignore it.
     ``BORROWS``, optional
         Names of fastae's backends whose kernels this one calls, as ``("numpy",)`` for one that measures
         them. What is not named there is refused, so that a figure is of what it says.

@@ -70,7 +70,7 @@ class ConvOp(Op):
     def emit_weight_grad(self, to: _Lowering, kernel: str, note: str, **operands: Operand) -> None:
         """Emit a sum over images, with room for that of one half of them, if each half is worth a thread.
 
-        Images of one place are multiplied as matrices are, in one go.
+        Of images of one place, made or pooled, there is little to read, and the product of matrices is one.
         """
         x, dw = self.input(to), operands["dw"]
         windows = operands.get("da") or operands["dy"] if self.kernel == "conv2d" else x

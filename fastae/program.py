@@ -220,9 +220,8 @@ class Instruction:
 
     @property
     def in_two_passes(self) -> bool:
-        """Whether threads of `cython` make sums of their own images first, then meet and add them up."""
-        given = {array.name for array, _ in self.arrays}
-        return {"dw", "room"} <= given and "dx" not in given
+        """Whether threads of `cython` do it in two passes, and meet between them."""
+        return self.row.in_two_passes and "room" in {array.name for array, _ in self.arrays}
 
     def by_rows(self, rows: int) -> bool:
         """Whether threads share its work out by the rows of a batch of so many, if those are enough."""
@@ -344,10 +343,9 @@ class Routine:
             for line, instruction in zip(code, self.instructions, strict=True):
                 numbers = instruction.encode(rows)
                 line[: len(numbers)] = numbers
-                if instruction.in_two_passes:
-                    line[SHARD] = IN_TWO_PASSES
-                elif instruction.shard is not None:
-                    line[SHARD] = instruction.shard + 1
+                assert instruction.shard is None or not instruction.in_two_passes
+                alone = 0 if instruction.shard is None else instruction.shard + 1
+                line[SHARD] = IN_TWO_PASSES if instruction.in_two_passes else alone
             self._opens[rows], *code[:, 1] = meetings(self, rows)
             self._encoded[rows] = code
         return code

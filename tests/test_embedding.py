@@ -577,10 +577,11 @@ def rows_of(net, count, dtype="float32"):
     return np.random.default_rng(1).random((count, int(np.prod(net.input_shape)))).astype(dtype)
 
 
+@pytest.mark.parametrize("batch_size", [8, 19])  # one block of images, and two, whose gradients are halved
 @pytest.mark.parametrize("name", MODELS)
-def test_plan_of_a_published_network(same_bits, name):
+def test_plan_of_a_published_network(same_bits, name, batch_size):
     net = MODELS[name]()
-    trainer = trainer_of(net)
+    trainer = trainer_of(net, batch_size=batch_size)
     X = rows_of(net, 21)
     trainer.fit(X, epochs=1)
     opened = Opened(fastae.plan(trainer))
@@ -821,14 +822,14 @@ print(counts[True], counts[False])
 """
 
 
-@pytest.mark.parametrize("which", ["dense", "images", "shards"])
+@pytest.mark.parametrize("which", ["dense", "images", "halves", "shards"])
 def test_hostile_plan(tmp_path, which):
     """Every number changed in 13 ways under a right checksum: refused, or it runs within its memory.
 
     In a process of its own, so that a crash is a failure.
     """
     net = small()
-    if which == "images":
+    if which in ("images", "halves"):
         net = Network(
             encoder=[fastae.Conv2D(2, 3, activation="relu"), fastae.MaxPool2D(2)],
             decoder=[fastae.Upsample2D(2), fastae.ConvTranspose2D(1, 3)],
@@ -836,12 +837,15 @@ def test_hostile_plan(tmp_path, which):
         )
     if which == "shards":
         net = Network([Dense(2)], [Dense(128)], 128)
-    trainer = trainer_of(net, batch_size=3, optimizer=fastae.SGD(0.1))
+    trainer = trainer_of(net, batch_size=20 if which == "halves" else 3, optimizer=fastae.SGD(0.1))
+    passes = [i.in_two_passes for i in trainer.program.routine("train").instructions]
+    assert any(passes) == (which == "halves")
     assert bool(trainer.program.slots["batch"].shards) == (which == "shards")
     path = tmp_path / "plan"
     path.write_bytes(fastae.plan(trainer))
+    every = {"shards": "11", "halves": "3"}.get(which, "1")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", HOSTILE, str(path), "0", "11" if which == "shards" else "1"],
+        [sys.executable, "-W", "ignore", "-c", HOSTILE, str(path), "0", every],
         capture_output=True,
         text=True,
         check=False,

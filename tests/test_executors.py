@@ -1,11 +1,13 @@
 """Executors: same bits for any number of threads, whatever lies in the arena; nothing out of bounds."""
 
 import ctypes
+import gc
 import os
 import platform
 import re
 import subprocess
 import sys
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -108,10 +110,36 @@ def test_same_bits_of_layers_between_which_nobody_waits(name):
         assert run(module, net, x, n_threads, batch_size=32, optimizer=fastae.Adam(1e-3)) == first
 
 
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_schedule_leaves_few_routines_behind(name):
+    """Each rate brings a new one; an executor keeps what it needs of some, not of all there ever were."""
+    module = load(name)
+    program = lower(
+        Network([Dense(3)], [Dense(4)], 4),
+        batch_size=8,
+        loss="mse",
+        optimizer=fastae.SGD(0.1),
+        dtype="float32",
+        **backends.layout(module),
+    )
+    executor = module.Executor(program, program.new_arena(), 1)
+    x, there = np.ones((8, 4), "float32"), weakref.WeakSet()
+    for i in range(200):
+        routine = program.routine("train").with_learning_rate(0.1 + i / 1000)
+        executor.run(routine, x, None, None)
+        there.add(routine)
+    del routine
+    gc.collect()
+    assert len(there) < 100
+
+
 @pytest.mark.parametrize("batch_size", [8, 9, 20, 33, 48, 64, 112])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_sums_over_images_are_made_in_halves(batch_size, dtype):
-    """Where an image has several windows and a batch two blocks or more; the last one here has fewer."""
+    """Where an image has several windows and a batch two blocks or more; the last one here has fewer.
+
+    There are so many batches that the first thread begins alone.
+    """
     net = Network(
         [
             Reshape((2, 8, 8)),
@@ -129,7 +157,7 @@ def test_sums_over_images_are_made_in_halves(batch_size, dtype):
         ],
         128,
     )
-    x = np.random.default_rng(1).normal(size=(batch_size * 5 // 2, 128)).astype(dtype)
+    x = np.random.default_rng(1).normal(size=(batch_size * 37 // 2, 128)).astype(dtype)
     module, options = load("cython"), {"batch_size": batch_size, "optimizer": fastae.SGD(0.05)}
     program = lower(net, loss="mse", dtype=dtype, **options, **backends.layout(module))
     halved = [i.kernel for i in program.routine("train").instructions if i.in_two_passes]

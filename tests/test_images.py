@@ -340,7 +340,10 @@ def test_padded_programs_convert_only_where_another_face_is_read(system, fused):
         assert len(set(found)) == len(found), "nothing is laid twice"
         for i in ours.instructions:  # in their own layout images need no workspace, but for half of a sum
             names = {a.name: slot for a, slot in i.arrays}
-            assert "room" not in names or names["room"].size < 2 * (names["dw"].size + 64), i
+            if i.in_two_passes:
+                assert names["room"].size == names["dw"].size + max(names["dw"].shape[:2])
+            else:
+                assert "room" not in names
         assert ours.input.shape[1:] == (math.prod(ours.input.shape[1:]),)
 
 
@@ -617,13 +620,13 @@ POOLED_FIRST = {
 @pytest.mark.parametrize("backend", ["cython"], indirect=True)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_pooling_behind_the_first_convolution_is_what_it_is_apart(backend, case, dtype):
-    """A Reshape that changes nothing keeps them apart; batches of 37 rows and one of 13."""
+    """A Reshape that changes nothing keeps them apart; batches of 64 rows, summed in halves, one of 13."""
     conv, pool, shape = POOLED_FIRST[case]
     kept = Network([conv, pool], [Flatten(), Dense(math.prod(shape)), Reshape(shape)], shape)
     parts = [conv, Reshape(kept.layers[0].output_shape), pool]
     apart = Network(parts, [Flatten(), Dense(math.prod(shape)), Reshape(shape)], shape)
-    data = rows(50, shape, dtype)
-    options = {"optimizer": SGD(0.05), "batch_size": 37}
+    data = rows(141, shape, dtype)
+    options = {"optimizer": SGD(0.05), "batch_size": 64}
     one = trained(kept, data, backend, n_threads=1, **options)
     kernels = kernels_of(one.program.routine("train"))
     assert "conv2d_max_pool2d_weight_grad" in kernels

@@ -196,8 +196,8 @@ def _dense_block(x, w, b, activation, y, block, blocks):
     n, k = x.shape
     m = w.shape[1]
     start, stop = edge(m, block, blocks), edge(m, block + 1, blocks)
-    from_start = window(w, start, w.size - start), m, window(y, start, y.size - start)
-    multiply(n, k, window(x, 0, x.size), stop - start, *from_start)
+    rest, to = window(w, start, w.size - start), window(y, start, y.size - start)
+    multiply(n, stop - start, k, window(x, 0, x.size), rest, to, m)
     for i in range(n):
         row = window(y, i * m + start, stop - start)
         if b.size:

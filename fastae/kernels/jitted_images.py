@@ -452,7 +452,7 @@ def _spread_product(x, w, b, saved, activation, slope, n, channels, outputs, are
         start, stop = edge(m, block, blocks), edge(m, block + 1, blocks)
         size = stop - start
         rest, to = window(w, start, w.size - start), window(y, start, y.size - start)
-        multiply(n, channels, x, size, rest, m, to)
+        multiply(n, size, channels, x, rest, to, m)
         for i in range(n):
             row = window(y, i * m + start, size)
             if b.size:

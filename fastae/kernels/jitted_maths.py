@@ -373,12 +373,12 @@ def add(total, x):
 
 
 @njit(**OPTIONS)
-def multiply(n, k, x, m, w, width, y):
+def multiply(n, m, k, x, w, y, width):
     """y = x w for n rows of k numbers and m columns of w; rows of w, as those of y, lie `width` apart.
 
     BLAS copies w first, in an order that serves many rows: for one row that would take most of the time.
     """
-    if n > 1:
+    if n != 1:
         gemm(n, m, k, x, k, False, w, width, False, y, width)
         return
     y = window(y, 0, m)

@@ -755,6 +755,8 @@ class Executor:
         tail = routine.encode(rows % size) if rows > size and rows % size else code
         plan = self._plans.get(routine)
         if plan is None:
+            if len(self._plans) >= 64:  # schedules bring a new routine for each rate
+                self._plans.clear()
             plan = self._plans[routine] = self._plan(routine)
         plan = plan.copy()
         plan[:3] = rows, min(size, rows), order is not None

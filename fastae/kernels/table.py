@@ -115,6 +115,9 @@ class Kernel:
     #: Whether the threads of `cython` share it out by rows of the batch, each reading of arrays of the batch
     #: its own rows alone (where there are 4 or more for each): between two such nobody waits for another.
     by_rows: Callable[[SimpleNamespace], bool] | None = None
+    #: Whether threads of `cython`, where a Program gives it ``room``, add up their own images first and are
+    #: called again when all have done that, with a negative number of parts, to add the sums of both halves.
+    in_two_passes: bool = False
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -887,6 +890,7 @@ _row(
     source=_ARITHMETIC,
     derived={"cg": lambda d: d.c // d.groups, "oh": _conv_height, "ow": _conv_width, "s": _conv_room},
     demands=_GROUPED,
+    in_two_passes=True,
 )
 _SPREAD = "p = i stride_h + u dilation_h - padding_top, q alike; o in the group of c"
 _row(
@@ -949,6 +953,7 @@ _row(
         "s": _conv_transpose_room,
     },
     demands=(*_GROUPED, *_SMALL_OUTPUT_PADDING),
+    in_two_passes=True,
 )
 # A nearest upsampling and the convolution behind it are one transposed convolution whose stride is the
 # factor, with fewer products: its weight is that of the convolution, summed over what is repeated.
@@ -1086,6 +1091,7 @@ _row(
         "s": _conv_room,
     },
     demands=_GROUPED,
+    in_two_passes=True,
 )
 _COUNT_PADDING = Constant(
     "count_include_pad",

@@ -280,9 +280,10 @@ STATIC void F(correlate_place)(const Correlation *k, const REAL *a, const REAL *
 }
 #undef PANEL_BLOCKS
 
-/* This part's share of the tiles of a correlation, and of the sums of its channels, if these are asked for. */
+/* This part's share of the tiles of a correlation, and of the sums of its channels, if these are asked for. With two halves
+ * the tiles of both are shared out together, those of the first one first. */
 STATIC void F(correlate_tiles)(const Correlation *k, const REAL *a, const REAL *position, const REAL *y, const REAL *x,
-                               REAL *dw, REAL *db, Py_ssize_t part, Py_ssize_t parts)
+                               REAL *dw, REAL *db, Py_ssize_t half, Py_ssize_t halves, Py_ssize_t part, Py_ssize_t parts)
 {
     const Py_ssize_t x_plane = k->xh * k->xw * BLOCK;
     const Py_ssize_t a_plane = k->ah * k->aw / (k->pool_h ? k->pool_h * k->pool_w : 1) * BLOCK;
@@ -291,8 +292,9 @@ STATIC void F(correlate_tiles)(const Correlation *k, const REAL *a, const REAL *
     const Py_ssize_t beside = LANE_BESIDE(most_rows);
     const Py_ssize_t x_tiles = (k->x_channels + beside - 1) / beside;
     const Py_ssize_t most_taps = k->x_channels > 1 ? 8 : beside, tap_tiles = (k->kw + most_taps - 1) / most_taps;
-    const Py_ssize_t all = k->groups * a_tiles * x_tiles * tap_tiles * k->kh, stop = piece(all, part + 1, parts);
-    for (Py_ssize_t i = piece(all, part, parts), rows; i < stop; i += rows) {
+    const Py_ssize_t all = k->groups * a_tiles * x_tiles * tap_tiles * k->kh;
+    const Py_ssize_t stop = least(piece(halves * all, part + 1, parts) - half * all, all);
+    for (Py_ssize_t i = most(piece(halves * all, part, parts) - half * all, 0), rows; i < stop; i += rows) {
         const Py_ssize_t u = i % k->kh, taps = i / k->kh % tap_tiles, x_tile = i / k->kh / tap_tiles % x_tiles;
         const Py_ssize_t a_tile = i / k->kh / tap_tiles / x_tiles % a_tiles;
         const Py_ssize_t group = i / k->kh / tap_tiles / x_tiles / a_tiles;
@@ -309,23 +311,39 @@ STATIC void F(correlate_tiles)(const Correlation *k, const REAL *a, const REAL *
     }
 }
 
+/* Add the sums of the second half of the images, which lie in `rest` as dw does, with those of the channels behind. */
+STATIC void F(add_rest)(const Correlation *k, const REAL *rest, REAL *dw, REAL *db, Py_ssize_t part, Py_ssize_t parts)
+{
+    const Py_ssize_t rows = k->groups * k->a_channels, size = k->x_channels * k->dw_x;
+    const Py_ssize_t channels = k->groups * (k->sums_of_x ? k->x_channels : k->a_channels);
+    for (Py_ssize_t r = piece(rows, part, parts); r < piece(rows, part + 1, parts); r++)
+        for (Py_ssize_t i = r * k->dw_a; i < r * k->dw_a + size; i++) dw[i] += rest[i];
+    for (Py_ssize_t c = piece(channels, part, parts); db && c < piece(channels, part + 1, parts); c++)
+        db[c] += rest[rows * k->dw_a + c];
+}
+
 /* This part's share of a correlation, and of the sums of its channels, if these are asked for. With a pooling `a` is the
  * gradient of its numbers, of which `position` and, for the slope, `y` tell.
  *
  * With `rest`, which has room for all of these sums, those of the blocks in the second half are made there, by threads of
- * their own where there are several, and then added: a core reads what it has made itself, not what another has. That is a
- * second pass, when all have done the first; `parts` is negative in it. */
-STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *position, const REAL *y, const REAL *x, REAL *rest,
-                           REAL *dw, REAL *db, Py_ssize_t part, Py_ssize_t parts)
+ * their own where there are several, and then added: a core reads what it has made itself, not what another has. Several
+ * threads do that in a second pass, when all have done the first; `parts` is negative in it. */
+STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *position, const REAL *y, const REAL *x,
+                           REAL *rest, REAL *dw, REAL *db, Py_ssize_t part, Py_ssize_t parts)
 {
-    const Py_ssize_t x_plane = k->xh * k->xw * BLOCK;
-    const Py_ssize_t a_plane = k->ah * k->aw / (k->pool_h ? k->pool_h * k->pool_w : 1) * BLOCK;
-    const Py_ssize_t channels = k->groups * (k->sums_of_x ? k->x_channels : k->a_channels);
-    const int halves = rest && k->blocks > 1 && (k->blocks % 2 == 0 || k->blocks > 6); /* of 3 blocks one thread has 2 */
-    if (parts < 0 && !halves) return;
-    if (!k->pool_h && k->ah == 1 && k->aw == 1 && k->kh == k->xh && k->kw == k->xw && k->dilation_h == 1 &&
-        k->dilation_w == 1 && !k->padding_top && !k->padding_left) {
-        if (parts < 0) return;
+    const Py_ssize_t pool = k->pool_h ? k->pool_h * k->pool_w : 1;
+    const Py_ssize_t x_plane = k->xh * k->xw * BLOCK, a_plane = k->ah * k->aw / pool * BLOCK;
+    const int place = pool == 1 && k->ah == 1 && k->aw == 1 && k->kh == k->xh && k->kw == k->xw && k->dilation_h == 1 &&
+                      k->dilation_w == 1 && !k->padding_top && !k->padding_left;
+    /* of 3 blocks one thread would have 2 */
+    const int halves = rest && !place && k->blocks > 1 && (k->blocks % 2 == 0 || k->blocks > 6);
+    if (parts < 0) {
+        if (halves) F(add_rest)(k, rest, dw, db, part, -parts);
+        return;
+    }
+    if (pool * LANE_ROWS > UNPOOL_MOST) return; /* no Program has such windows, unless somebody has tampered with it */
+    if (place) {
+        const Py_ssize_t channels = k->groups * (k->sums_of_x ? k->x_channels : k->a_channels);
         const Py_ssize_t plane = k->sums_of_x ? x_plane : a_plane;
         for (Py_ssize_t c = piece(channels, part, parts); db && c < piece(channels, part + 1, parts); c++)
             db[c] = F(channel_sum)((k->sums_of_x ? x : a) + c * plane, channels * plane, k->blocks, plane / BLOCK);
@@ -333,24 +351,16 @@ STATIC void F(correlation)(const Correlation *k, const REAL *a, const REAL *posi
         return;
     }
     if (!halves) {
-        F(correlate_tiles)(k, a, position, y, x, dw, db, part, parts);
+        F(correlate_tiles)(k, a, position, y, x, dw, db, 0, 1, part, parts);
         return;
     }
-    const Py_ssize_t rows = k->groups * k->a_channels, size = k->x_channels * k->dw_x;
-    REAL *rest_db = db ? rest + rows * k->dw_a : 0;
-    for (int half = 0; half < 2 && parts > 0; half++) {
-        const Py_ssize_t alone = parts / 2, first = half ? alone : 0, team = parts == 1 ? 1 : half ? parts - alone : alone;
-        if (parts > 1 && (part < first || part >= first + team)) continue;
-        const Py_ssize_t begin = half ? k->blocks / 2 : 0, a_at = begin * rows * a_plane;
-        Correlation some = *k;
-        some.blocks = half ? k->blocks - k->blocks / 2 : k->blocks / 2;
-        F(correlate_tiles)(&some, a + a_at, position ? position + a_at : 0, y ? y + a_at : 0,
-                           x + begin * k->groups * k->x_channels * x_plane, half ? rest : dw, half ? rest_db : db,
-                           parts > 1 ? part - first : 0, team);
-    }
-    if (parts > 1) return;
-    const Py_ssize_t all = parts < 0 ? -parts : 1;
-    for (Py_ssize_t r = piece(rows, part, all); r < piece(rows, part + 1, all); r++)
-        for (Py_ssize_t i = r * k->dw_a; i < r * k->dw_a + size; i++) dw[i] += rest[i];
-    for (Py_ssize_t c = piece(channels, part, all); db && c < piece(channels, part + 1, all); c++) db[c] += rest_db[c];
+    const Py_ssize_t begin = k->blocks / 2, a_at = begin * k->groups * k->a_channels * a_plane;
+    Correlation some = *k;
+    some.blocks = begin;
+    F(correlate_tiles)(&some, a, position, y, x, dw, db, 0, 2, part, parts);
+    some.blocks = k->blocks - begin;
+    F(correlate_tiles)(&some, a + a_at, position ? position + a_at : 0, y ? y + a_at : 0,
+                       x + begin * k->groups * k->x_channels * x_plane, rest,
+                       db ? rest + k->groups * k->a_channels * k->dw_a : 0, 1, 2, part, parts);
+    if (parts == 1) F(add_rest)(k, rest, dw, db, 0, 1);
 }

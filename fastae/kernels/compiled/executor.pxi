@@ -119,7 +119,7 @@ cdef inline bint must_meet(int64_t barrier, Py_ssize_t rows, Py_ssize_t parts) n
 
 cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """One thread's part of a run: every batch, every instruction, no Python and no allocation."""
-    cdef Py_ssize_t batch = 0, start, count, i, shard, loss = job.loss_offset[part if job.shards else 0]
+    cdef Py_ssize_t batch = 0, start, count, i, alone, loss = job.loss_offset[part if job.shards else 0]
     cdef Py_ssize_t first, end, team = parts
     cdef Job* own = job if job.places == NULL else job.places[part]
     cdef const int64_t* code
@@ -179,13 +179,13 @@ cdef void run_batches(Job* job, real* arena, Py_ssize_t part, Py_ssize_t parts) 
                     return
             if i < job.instructions:
                 row = code + i * job.width
-                shard = row[job.width - 1] - 1
-                if shard < 0:
+                alone = row[job.width - 1]
+                if alone <= 0:
                     instructions_of(arena)[row[0]](arena, row + 2, job.pad, part, team)
-                    if shard + 1 == IN_TWO_PASSES and team > 1:
+                    if alone == IN_TWO_PASSES and team > 1:
                         meet(job.seats, &round, part, team)
                         instructions_of(arena)[row[0]](arena, row + 2, job.pad, part, -team)
-                elif shard % team == part:
+                elif (alone - 1) % team == part:
                     instructions_of(arena)[row[0]](arena, row + 2, job.pad, 0, 1)
                 if must_meet(row[1], count, team):
                     meet(job.seats, &round, part, team)

@@ -7,7 +7,8 @@ images.pxi); the executor that runs a Program (executor.pxi); what Python calls 
 
 Every matrix has the row stride ``ld(columns, pad)``: pad is 1 for the plain arrays of a call, and
 64 bytes inside a Program (see fastae.program.row_stride), where a kernel may compute the padding too and
-so never meets half a vector. `part` of `parts` is the share of the outputs this thread computes.
+so never meets half a vector. `part` of `parts` is the share of the outputs this thread computes; a
+negative number of parts is the second pass of what the table has `in_two_passes`.
 """
 
 from libc.math cimport sqrt, sqrtf

@@ -9,7 +9,7 @@
  *                 round the gradient of its input, which is a transposed convolution (only phases that meet elements)
  *   correlate     dw = sum over images and places of a x; the lanes are added up at the end
  *
- * Every number is summed in an order that depends on the shape of the layer alone.
+ * Every number is summed in an order that depends on the shape of the layer alone; dw also on how many images there are.
  */
 #define BLOCK ((Py_ssize_t)(64 / sizeof(REAL)))
 
