@@ -224,6 +224,18 @@ def test_activation_by_name(same_bits, activation):
     same_bits(y, expected, activation)
 
 
+def test_no_rows_write_nothing():
+    """As a filter may leave them; one row is computed in a way of its own."""
+
+    @numba.njit
+    def user(x, w, b, y):
+        numba_kernels.dense_forward(x, w, b, "relu", y)
+
+    block = np.full(64, 7.0)
+    user(block[:0].reshape(0, 6), np.ones((6, 4)), np.ones(4), block[32:32].reshape(0, 4))
+    assert (block == 7).all()
+
+
 X, W, B, Y = np.ones((4, 6)), np.ones((6, 4)), np.ones(4), np.ones((4, 4))
 READ_ONLY = np.ones((4, 4))
 READ_ONLY.flags.writeable = False
