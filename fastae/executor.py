@@ -55,7 +55,7 @@ def processors() -> int:
     return min(there, int(granted)) if granted.isdecimal() and int(granted) else there
 
 
-def team_size(routine: Routine, rows: int, batch_size: int, grain: float) -> int:
+def team_size(routine: Routine, rows: int, batch_size: int, grain: float, least: float = _LEAST_RUN) -> int:
     """Choose the number of threads of a run by the work there is.
 
     Parameters
@@ -66,6 +66,8 @@ def team_size(routine: Routine, rows: int, batch_size: int, grain: float) -> int
         On so many rows, in batches of so many.
     grain : float
         FLOPs of a batch that are worth a thread.
+    least : float
+        FLOPs of a run that are worth a team.
 
     Returns
     -------
@@ -73,7 +75,7 @@ def team_size(routine: Routine, rows: int, batch_size: int, grain: float) -> int
         At least 1, at most what `processors` grants. The results are the same bits for any number.
     """
     flops = routine.work / routine.capacity * min(rows, batch_size)
-    if flops < 2 * grain or flops * (rows / batch_size) < _LEAST_RUN:
+    if flops < 2 * grain or flops * (rows / batch_size) < least:
         return 1
     return min(processors(), int(flops / grain))
 

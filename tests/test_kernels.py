@@ -700,6 +700,9 @@ SHARED = {
 }
 #: An image that is one window, wide enough that its product is cut into several blocks.
 ONE_WINDOW = {"n": 37, "c": 64, "o": 64, "cg": 64, "og": 64, "ih": 5, "iw": 6, "kh": 5, "kw": 6}
+#: Few channels: elements of a kernel stand side by side in a tile, and parts share them.
+FEW_CHANNELS = {"n": 19, "c": 2, "o": 3, "cg": 2, "og": 2, "ih": 9, "iw": 13, "kh": 4, "kw": 7}
+SPARSE = {"stride_w": 2, "dilation_w": 2, "padding_left": 5, "padding_right": 4, "padding_top": 2}
 
 
 def cases_of_shares(row: Kernel) -> list[tuple[dict[str, int], dict[str, int]]]:
@@ -708,36 +711,82 @@ def cases_of_shares(row: Kernel) -> list[tuple[dict[str, int], dict[str, int]]]:
         plain = {c.name: c.minimum for c in row.constants if c.kind == "int"}
         seen = {"ih": 1, "iw": 1} if "transpose" in row.name else {}
         cases.append((sizes(row, ONE_WINDOW | seen), plain))
+        few = FEW_CHANNELS | ({"c": 3, "o": 2} if "transpose" in row.name else {})
+        sparse = plain | {name: value for name, value in SPARSE.items() if name in plain}
+        cases += [(sizes(row, few), plain), (sizes(row, few | {"iw": 31}), sparse)]
     return cases
+
+
+#: Rows, columns and sums of products: less than a tile, tiles that overlap, sums of lanes, more than a panel.
+PRODUCTS = [
+    *((n, k, m) for n in (1, 3, 4, 9, 33) for k, m in ((1, 1), (5, 2), (7, 17), (75, 31), (130, 9))),
+    *(
+        (20, 225, 75),
+        (32, 784, 10),
+        (32, 10, 784),
+        (17, 1100, 3),
+        (17, 3, 1100),
+        (64, 260, 2),
+        (40, 600, 400),
+    ),
+]
+
+
+def run_in_parts(loaded, case, parts):
+    """Results of a numba kernel that so many parts share; of its room no two may write to one place."""
+    module, row, dtype = loaded.module, case.row, case.dtype
+    guarded = case.allocate()
+    code = ACTIVATIONS[case.constants.get("activation", "linear")].code
+    values = case.constants | {"activation": code}
+    arguments = [guarded[a.name].array if isinstance(a, Array) else values[a.name] for a in row.arguments]
+    bits = guarded["room"].array.view(f"u{dtype.itemsize}") if "room" in guarded else np.zeros(0, int)
+    untouched = bits.copy()
+    owned = np.zeros(bits.shape, bool)
+    with module.jitted_runtime.one_thread():
+        for part in range(parts):
+            bits[...] = untouched
+            module._bodies[row.name, dtype.char](*arguments, part, parts)
+            written = bits != untouched
+            assert not (owned & written).any(), f"{case}: two of {parts} parts write to one place"
+            owned |= written
+    for array in case.results:
+        guarded[array.name].check(f"{case}: {array.name}")
+    return {array.name: guarded[array.name].array for array in case.results}
+
+
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [
+        *itertools.product(("dense_forward", "dense_input_grad"), ("linear", "sigmoid")),
+        *itertools.product(("dense_weight_grad", "dense_sgd", "dense_adam"), ("linear",)),
+    ],
+)
+@pytest.mark.parametrize("backend", ["numba"], indirect=True)
+def test_shares_of_products_make_up_the_whole(make_case, same_bits, loaded, name, activation, dtype):
+    row = KERNELS[name]
+    for n, k, m in PRODUCTS:
+        dims = sizes(row, {"n": n, "k": k, "m": m})
+        case = make_case(row, dims, dtype, activation=activation)
+        whole = run_in_parts(loaded, case, 1)
+        for parts in (2, 3, 7):
+            for array, found in run_in_parts(loaded, case, parts).items():
+                same_bits(found, whole[array], f"{case}: {array}, {parts} parts")
+        if activation == "linear" and row.exact:
+            case = make_case(row, dims, dtype, activation=activation, integers=True)
+            expected = case.run(backends.load("numpy"))
+            for array, found in run_in_parts(loaded, case, 2).items():
+                same_bits(found + 0.0, expected[array] + 0.0, f"{case}: {array}")
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if is_of_images(r)], ids=by_name)
 @pytest.mark.parametrize("backend", ["numba"], indirect=True)
 def test_shares_of_images_make_up_the_whole(make_case, same_bits, loaded, row, dtype):
-    module, name = loaded.module, row.name
     for dims, constants in cases_of_shares(row):
         case = make_case(row, dims, dtype, activation="relu", constants=constants)
-        whole: dict[str, np.ndarray] = {}
-        for parts in (1, 2, 3, 7):
-            guarded = case.allocate()
-            values = case.constants | {"activation": ACTIVATIONS["relu"].code}
-            arguments = [
-                guarded[a.name].array if isinstance(a, Array) else values[a.name] for a in row.arguments
-            ]
-            bits = guarded["room"].array.view(f"u{dtype.itemsize}") if "room" in guarded else np.zeros(0, int)
-            untouched = bits.copy()
-            owned = np.zeros(bits.shape, bool)
-            with module.jitted_runtime.one_thread():
-                for part in range(parts):
-                    bits[...] = untouched
-                    module._bodies[name, dtype.char](*arguments, part, parts)
-                    written = bits != untouched
-                    assert not (owned & written).any(), f"{case}: two of {parts} parts write to one place"
-                    owned |= written
-            for array in case.results:
-                guarded[array.name].check(f"{case}: {array.name}")
-                found = guarded[array.name].array
-                same_bits(found, whole.setdefault(array.name, found), f"{case}: {array.name}, {parts} parts")
+        whole = run_in_parts(loaded, case, 1)
+        for parts in (2, 3, 7):
+            for array, found in run_in_parts(loaded, case, parts).items():
+                same_bits(found, whole[array], f"{case}: {array}, {parts} parts")
 
 
 #: Kernels whose lanes hold other things when images are few, with what they are then called without.

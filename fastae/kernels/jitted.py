@@ -11,11 +11,12 @@
 Both forms are generated from the row of ``table.py`` and compiled when they are first asked for, by
 kernel and dtype, with explicit signatures; Numba keeps them on disk. No network is ever compiled.
 What is marked `apart` the instruction forms call by its address: it is compiled once for all of them.
-The bodies of the kernels on images are in ``jitted_images.py``. What Numba has no words for, and the
-epoch, are in ``jitted_runtime.py``, exp and its like in ``jitted_maths.py``.
+The bodies of the kernels on images are in ``jitted_images.py``, what multiplies matrices is in
+``jitted_products.py``. What Numba has no words for stands in ``jitted_tiles.py``, as far as it is vectors,
+and, with the epoch, in ``jitted_runtime.py``; exp and its like are in ``jitted_maths.py``.
 
-A body computes the share of its outputs that falls to ``part`` of ``parts``. Sums are never split and
-products are cut into the same blocks for any number of parts, so their bits do not depend on it.
+A body computes the share of its outputs that falls to ``part`` of ``parts``. No sum depends on how the
+outputs are shared out, so their bits do not.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import math
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,12 +40,21 @@ from fastae.kernels.jitted_maths import (
     log,
     log1p,
     log_of_rest,
-    multiply,
     of_rank,
     pick,
     plus,
     rank,
     root,
+)
+from fastae.kernels.jitted_products import (
+    count_blocks,
+    cut,
+    cut_weight,
+    edge,
+    in_tiles,
+    multiply,
+    multiply_sums,
+    multiply_turned,
 )
 from fastae.kernels.jitted_runtime import (
     OPTIONS,
@@ -55,9 +65,6 @@ from fastae.kernels.jitted_runtime import (
     cache_works,
     compiled,
     copy,
-    count_blocks,
-    edge,
-    gemm,
     near,
     room,
     row_of,
@@ -65,11 +72,15 @@ from fastae.kernels.jitted_runtime import (
     share,
     window,
 )
+from fastae.kernels.jitted_tiles import CHANNELS
 from fastae.kernels.table import KERNELS, Array, Kernel
 
 # isort: split
 import numba
 from numba import carray, cfunc, njit, types
+
+if TYPE_CHECKING:
+    from fastae.program import Routine
 
 PADDED = False
 FUSED_UPDATE = False
@@ -191,40 +202,48 @@ def _adapt(w, g, first, second, t, rate, beta1, beta2, epsilon, decay, decoupled
 
 
 @njit(**OPTIONS)
-def _dense_block(x, w, b, activation, y, block, blocks):
-    """One block of columns of y = f(x w + b); where it begins and ends."""
-    n, k = x.shape
+def _dense_block(x, w, b, activation, y, tiled, top, bottom, left, right):
+    """y = f(x w + b) for some rows and columns."""
+    k = x.shape[1]
     m = w.shape[1]
-    start, stop = edge(m, block, blocks), edge(m, block + 1, blocks)
-    rest, to = window(w, start, w.size - start), window(y, start, y.size - start)
-    multiply(n, stop - start, k, window(x, 0, x.size), rest, to, m)
-    for i in range(n):
-        row = window(y, i * m + start, stop - start)
+    size, first = right - left, top * m + left
+    rows, rest = window(x, top * k, (bottom - top) * k), window(w, left, w.size - left)
+    multiply(tiled, bottom - top, size, k, rows, rest, window(y, first, y.size - first), m)
+    for i in range(top, bottom):
+        row = window(y, i * m + left, size)
         if b.size:
-            add(row, window(b, start, stop - start))
+            add(row, window(b, left, size))
         activate(row, activation)
-    return start, stop
 
 
 @njit(**OPTIONS)
 def _dense_forward(x, w, b, activation, y, part, parts):
-    blocks = count_blocks(w.shape[1], x.shape[0] * w.size)
-    for block in range(*share(blocks, part, parts)):
-        _dense_block(x, w, b, activation, y, block, blocks)
+    n, k = x.shape
+    m = w.shape[1]
+    tiled = in_tiles(n, m, k)
+    down, across = cut(tiled, n, m, k, parts)
+    for block in range(*share(down * across, part, parts)):
+        i, j = block // across, block % across
+        rows, columns = share(n, i, down), (edge(m, j, across), edge(m, j + 1, across))
+        _dense_block(x, w, b, activation, y, tiled, *rows, *columns)
 
 
 @njit(**OPTIONS)
 def _dense_input_grad(da, w, x, activation, dx, part, parts):
     n, m = da.shape
     k = w.shape[0]
-    blocks = count_blocks(k, n * k * m)
-    for block in range(*share(blocks, part, parts)):
-        start, stop = edge(k, block, blocks), edge(k, block + 1, blocks)
-        gemm(n, stop - start, m, da, m, False, w[start:], m, True, dx[:, start:], k)
+    tiled = in_tiles(n, k, m)
+    down, across = cut(tiled, n, k, m, parts)
+    for block in range(*share(down * across, part, parts)):
+        i, j = block // across, block % across
+        top, bottom = share(n, i, down)
+        left, size = edge(k, j, across), edge(k, j + 1, across) - edge(k, j, across)
+        rows, rest = window(da, top * m, (bottom - top) * m), window(w, left * m, size * m)
+        first = top * k + left
+        multiply_turned(tiled, bottom - top, size, m, rows, rest, window(dx, first, dx.size - first), k)
         if activation and x.size:
-            for i in range(n):
-                first, size = i * k + start, stop - start
-                differentiate(window(dx, first, size), window(x, first, size), activation)
+            for row in range(first, first + (bottom - top) * k, k):
+                differentiate(window(dx, row, size), window(x, row, size), activation)
 
 
 @njit(**OPTIONS)
@@ -244,13 +263,32 @@ def _column_sums(da, sums, left):
 
 
 @njit(**OPTIONS)
+def _weight_grad_block(x, da, dw, tiled, block, down, across):
+    """One of `down` x `across` blocks of dw = x^T da; the rows and the columns that it has."""
+    n, k = x.shape
+    m = da.shape[1]
+    i, j = block // across, block % across
+    top, bottom, left, right = (
+        edge(k, i, down),
+        edge(k, i + 1, down),
+        edge(m, j, across),
+        edge(m, j + 1, across),
+    )
+    columns, rest = window(x, top, x.size - top), window(da, left, da.size - left)
+    first = top * m + left
+    to = window(dw, first, dw.size - first)
+    multiply_sums(tiled, bottom - top, right - left, n, columns, k, rest, to, m)
+    return top, bottom, left, right
+
+
+@njit(**OPTIONS)
 def _dense_weight_grad(x, da, dw, db, part, parts):
     n, k = x.shape
     m = da.shape[1]
-    blocks = count_blocks(k, n * k * m)
-    for block in range(*share(blocks, part, parts)):
-        start, stop = edge(k, block, blocks), edge(k, block + 1, blocks)
-        gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
+    tiled = in_tiles(k, m, n)
+    down, across = cut_weight(tiled, k, m, n, parts)
+    for block in range(*share(down * across, part, parts)):
+        _weight_grad_block(x, da, dw, tiled, block, down, across)
     if db.size:
         start, stop = share(m, part, parts)
         _column_sums(da, window(db, start, stop - start), start)
@@ -261,12 +299,14 @@ def _dense_sgd(x, da, learning_rate, weight_decay, dw, w, b, part, parts):
     n, k = x.shape
     m = da.shape[1]
     rate, decay = w.dtype.type(learning_rate), w.dtype.type(weight_decay)
-    blocks = count_blocks(k, n * k * m)
-    for block in range(*share(blocks, part, parts)):
-        start, stop = edge(k, block, blocks), edge(k, block + 1, blocks)
-        gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
-        first, size = start * m, (stop - start) * m
-        _descend(window(w, first, size), window(dw, first, size), rate, decay)
+    tiled = in_tiles(k, m, n)
+    down, across = cut_weight(tiled, k, m, n, parts)
+    for block in range(*share(down * across, part, parts)):
+        top, bottom, left, right = _weight_grad_block(x, da, dw, tiled, block, down, across)
+        # what lies side by side at once
+        size = (bottom - top) * m if across == 1 else right - left
+        for first in range(top * m + left, bottom * m, m if across > 1 else size):
+            _descend(window(w, first, size), window(dw, first, size), rate, decay)
     if b.size:
         for j in range(*share(m, part, parts)):
             total = w.dtype.type(0)
@@ -300,13 +340,15 @@ def _dense_adam(
     n, k = x.shape
     m = da.shape[1]
     how = (step[0] + 1, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
-    blocks = count_blocks(k, n * k * m)
-    for block in range(*share(blocks, part, parts)):
-        start, stop = edge(k, block, blocks), edge(k, block + 1, blocks)
-        gemm(stop - start, m, n, x[:, start:], k, True, da, m, False, dw[start:], m)
-        first, size = start * m, (stop - start) * m
-        mean, square = window(exp_avg_w, first, size), window(exp_avg_sq_w, first, size)
-        _adapt(window(w, first, size), window(dw, first, size), mean, square, *how)
+    tiled = in_tiles(k, m, n)
+    down, across = cut_weight(tiled, k, m, n, parts)
+    for block in range(*share(down * across, part, parts)):
+        top, bottom, left, right = _weight_grad_block(x, da, dw, tiled, block, down, across)
+        # what lies side by side at once
+        size = (bottom - top) * m if across == 1 else right - left
+        for first in range(top * m + left, bottom * m, m if across > 1 else size):
+            mean, square = window(exp_avg_w, first, size), window(exp_avg_sq_w, first, size)
+            _adapt(window(w, first, size), window(dw, first, size), mean, square, *how)
     if b.size:
         start, stop = share(m, part, parts)
         _column_sums(da, window(db, start, stop - start), start)
@@ -712,9 +754,13 @@ def _dense_batchnorm_forward(
 ):
     # a block of columns is normalised by the thread that made it
     running = running_mean, running_var
-    blocks = count_blocks(w.shape[1], x.shape[0] * w.size)
+    n, k = x.shape
+    m = w.shape[1]
+    tiled = in_tiles(n, m, k)
+    blocks = count_blocks(tiled, m, n * k * m, parts)
     for block in range(*share(blocks, part, parts)):
-        left, right = _dense_block(x, w, b, 0, z, block, blocks)
+        left, right = edge(m, block, blocks), edge(m, block + 1, blocks)
+        _dense_block(x, w, b, 0, z, tiled, 0, n, left, right)
         _normalise(z, gamma, beta, activation, epsilon, momentum, *running, y, mean, inv_std, left, right)
 
 
@@ -748,9 +794,13 @@ def _batchnorm_inference(x, gamma, beta, running_mean, running_var, activation, 
 def _dense_batchnorm_inference(
     x, w, b, gamma, beta, running_mean, running_var, activation, epsilon, y, part, parts
 ):
-    blocks = count_blocks(w.shape[1], x.shape[0] * w.size)
+    n, k = x.shape
+    m = w.shape[1]
+    tiled = in_tiles(n, m, k)
+    blocks = count_blocks(tiled, m, n * k * m, parts)
     for block in range(*share(blocks, part, parts)):
-        left, right = _dense_block(x, w, b, 0, y, block, blocks)
+        left, right = edge(m, block, blocks), edge(m, block + 1, blocks)
+        _dense_block(x, w, b, 0, y, tiled, 0, n, left, right)
         _follow(y, gamma, beta, running_mean, running_var, activation, epsilon, y, left, right)
 
 
@@ -962,3 +1012,14 @@ class Executor(jitted_runtime.Executor):
     """Runs a Program with the kernels of this module."""
 
     instruction = staticmethod(_instruction)
+
+    @staticmethod
+    def keeps_rows(routine: Routine, rows: int, parts: int) -> bool:
+        """Return whether each part has the same rows wherever the table shares out by rows."""
+        for instruction in routine.instructions:
+            if instruction.kernel in ("dense_forward", "dense_input_grad") and instruction.by_rows(rows):
+                k, m = (instruction.dims(rows)[name] for name in "km")
+                columns, depth = (m, k) if instruction.kernel == "dense_forward" else (k, m)
+                if not in_tiles.py_func(rows, columns, depth):
+                    return False
+        return rows >= CHANNELS * parts

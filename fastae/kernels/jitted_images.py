@@ -13,349 +13,56 @@ and for any number of parts.
 
 from __future__ import annotations
 
-from fastae.kernels.jitted_maths import activate, differentiate, multiply, pick, plus, root
+from fastae.kernels.jitted_maths import activate, differentiate, pick, plus, root
+from fastae.kernels.jitted_products import count_blocks, edge, in_tiles, multiply, multiply_sums
 from fastae.kernels.jitted_runtime import (
     OPTIONS,
     apart,
     copy,
-    count_blocks,
-    data,
-    edge,
-    gemm,
     room,
     share,
     vector,
     window,
 )
+from fastae.kernels.jitted_tiles import (
+    CHANNELS,
+    FEW,
+    PLACES,
+    ROW,
+    conv_column,
+    conv_few,
+    conv_few_column,
+    conv_one,
+    conv_row,
+    conv_tile,
+    flat,
+    grad_column,
+    grad_one,
+    grad_row,
+    grad_tile,
+    lane_sum,
+    lanes_of,
+    numbers_of,
+    pack,
+    plain,
+    stack_of,
+    unpack,
+)
 
 # isort: split
-from llvmlite import binding, ir
 from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
-
-_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
-
-_BYTES = 64 if _WIDE else 32  # of a vector
-_CHANNELS = 8 if _WIDE else 4  # of a tile: with three places their sums fill most registers
-_PLACES = 3
-_ROW = 8  # places of a tile of one channel
 
 _REGION = 32  # places of a region: with its channels it fits into the first cache
 _TAPS = 9  # elements of a kernel whose gradients are summed at a time
 _RUN = 8  # numbers that describe a run of places
+_RANGES = 4 + 4 * PLACES  # numbers that describe the windows of a group of elements
 _TABLES = 4  # tables of runs, one for each column of a pool's window
 
-
-# --- vectors ---------------------------------------------------------------------------------------
-
-
-@intrinsic
-def _lanes(typing, array):
-    """Numbers in a vector."""
-    size = _BYTES * 8 // array.dtype.bitwidth
-    return types.intp(array), lambda context, *_: context.get_constant(types.intp, size)
-
-
-@intrinsic
-def _flat(typing, array):
-    """All of a C-contiguous array as one row that is only read: one type for whatever a kernel is given."""
-    from numba.np.arrayobj import populate_array
-
-    signature = types.Array(array.dtype, 1, "C", readonly=True)(array)
-
-    def generate(context, builder, signature, arguments):
-        whole = context.make_array(signature.args[0])(context, builder, arguments[0])
-        result = context.make_array(signature.return_type)(context, builder)
-        populate_array(result, whole.data, [whole.nitems], [whole.itemsize], whole.itemsize, meminfo=None)
-        return result._getvalue()
-
-    return signature, generate
-
-
-@intrinsic
-def _plain(typing, value):
-    """An integer. The type of a constant holds its value: what is called would be compiled for it alone."""
-    return types.int64(types.int64), lambda context, builder, signature, arguments: arguments[0]
-
-
-def _stack(vectors):
-    """Make a function of an array: it gives a row of so many vectors, until its caller returns."""
-
-    @intrinsic
-    def stack(typing, array):
-        from numba.np.arrayobj import populate_array
-
-        signature = types.Array(array.dtype, 1, "C")(array)
-
-        def generate(context, builder, signature, arguments):
-            element = signature.return_type.dtype
-            real, itemsize = context.get_data_type(element), element.bitwidth // 8
-            size = context.get_constant(types.intp, vectors * _BYTES // itemsize)
-            memory = cgutils.alloca_once(builder, real, size=size)
-            memory.align = 64
-            result = context.make_array(signature.return_type)(context, builder)
-            itemsize = context.get_constant(types.intp, itemsize)
-            populate_array(result, memory, [size], [itemsize], itemsize, meminfo=None)
-            return result._getvalue()
-
-        return signature, generate
-
-    return stack
-
-
-_region = _stack(3 * _CHANNELS * _REGION)
-_sums = _stack(_TAPS * _CHANNELS * _PLACES)
-_start = _stack(1)
-
-
-def _numbers(count):
-    """Make a function that gives a row of so many integers, until its caller returns."""
-
-    @intrinsic
-    def numbers(typing):
-        from numba.np.arrayobj import populate_array
-
-        signature = types.Array(types.int64, 1, "C")()
-
-        def generate(context, builder, signature, arguments):
-            word = ir.IntType(64)
-            memory = cgutils.alloca_once(builder, word, size=context.get_constant(types.intp, count))
-            result = context.make_array(signature.return_type)(context, builder)
-            size, itemsize = (context.get_constant(types.intp, v) for v in (count, 8))
-            populate_array(result, memory, [size], [itemsize], itemsize, meminfo=None)
-            return result._getvalue()
-
-        return signature, generate
-
-    return numbers
-
-
-_runs = _numbers(_TABLES * (_REGION * _RUN + 1))
-_ranges = _numbers(4 * _TAPS)
-
-
-def _load(builder, pointer, form, align):
-    value = builder.load(builder.bitcast(pointer, form.as_pointer()))
-    value.align = align
-    return value
-
-
-def _store(builder, value, pointer, align):
-    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = align
-
-
-def _mask(places):
-    word = ir.IntType(32)
-    return ir.Constant(ir.VectorType(word, len(places)), [ir.Constant(word, p) for p in places])
-
-
-def _turned(builder, rows):
-    """Transpose a square of vectors: interleaved with its other half as often as it can be halved."""
-    size = len(rows)
-    half = size // 2
-    low = _mask([i // 2 + i % 2 * size for i in range(size)])
-    high = _mask([half + i // 2 + i % 2 * size for i in range(size)])
-    for _ in range(half.bit_length()):
-        rows = [
-            builder.shuffle_vector(rows[i], rows[i + half], mask) for i in range(half) for mask in (low, high)
-        ]
-    return rows
-
-
-def _vector(context, type_):
-    """Vector type of an array, its lanes, and the bytes of a number."""
-    itemsize = type_.dtype.bitwidth // 8
-    return ir.VectorType(context.get_data_type(type_.dtype), _BYTES // itemsize), _BYTES // itemsize, itemsize
-
-
-@intrinsic
-def _turn_in(typing, x, first, stride, count, y, place):
-    """y[place + lanes j + i] = x[first + stride i + j], and 0 for rows i from count on."""
-    signature = types.void(x, first, stride, count, y, place)
-
-    def generate(context, builder, signature, arguments):
-        x, first, stride, count, y, place = arguments
-        form, lanes, itemsize = _vector(context, signature.args[0])
-        nothing = cgutils.alloca_once_value(builder, ir.Constant(form, None))
-        source = builder.gep(data(context, builder, signature.args[0], x), [first])
-        target = builder.gep(data(context, builder, signature.args[4], y), [place])
-        nothing = builder.bitcast(nothing, source.type)
-        rows = []
-        for i in range(lanes):
-            number = ir.Constant(ir.IntType(64), i)
-            row = builder.gep(source, [builder.mul(stride, number)])
-            there = builder.icmp_signed("<", number, count)
-            rows.append(_load(builder, builder.select(there, row, nothing), form, itemsize))
-        for j, row in enumerate(_turned(builder, rows)):
-            place = builder.gep(target, [ir.Constant(ir.IntType(64), j * lanes)])
-            _store(builder, row, place, itemsize)
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-@intrinsic
-def _turn_out(typing, x, place, y, first, stride, count):
-    """y[first + stride i + j] = x[place + lanes j + i] for rows i below count."""
-    signature = types.void(x, place, y, first, stride, count)
-
-    def generate(context, builder, signature, arguments):
-        x, place, y, first, stride, count = arguments
-        form, lanes, itemsize = _vector(context, signature.args[0])
-        nowhere = cgutils.alloca_once(builder, form)
-        source = builder.gep(data(context, builder, signature.args[0], x), [place])
-        target = builder.gep(data(context, builder, signature.args[2], y), [first])
-        nowhere = builder.bitcast(nowhere, target.type)
-        columns = [
-            _load(builder, builder.gep(source, [ir.Constant(ir.IntType(64), j * lanes)]), form, itemsize)
-            for j in range(lanes)
-        ]
-        for i, row in enumerate(_turned(builder, columns)):
-            number = ir.Constant(ir.IntType(64), i)
-            place = builder.gep(target, [builder.mul(stride, number)])
-            there = builder.icmp_signed("<", number, count)
-            _store(builder, row, builder.select(there, place, nowhere), itemsize)
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-@intrinsic
-def _lane_sum(typing, x, place):
-    """Sum of a vector, halves added to halves."""
-    signature = x.dtype(x, place)
-
-    def generate(context, builder, signature, arguments):
-        form, lanes, itemsize = _vector(context, signature.args[0])
-        source = data(context, builder, signature.args[0], arguments[0])
-        value = _load(builder, builder.gep(source, [arguments[1]]), form, itemsize)
-        while lanes > 1:
-            lanes //= 2
-            low, high = (
-                builder.shuffle_vector(value, value, _mask([k + i for i in range(lanes)])) for k in (0, lanes)
-            )
-            value = builder.fadd(low, high)
-        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
-
-    return signature, generate
-
-
-def _tile(rows, columns, weights):
-    """Make the inner loops of a convolution, for some channels by some places.
-
-    ``y[r, c] += sum_abd p[r, a, b, d] q[c, a, b, d]``, vectors of lanes, each held in a register. Where
-    `weights` is set p are numbers, the same for all lanes, and the sums begin with ``start[r]``, not with y.
-    A multiply-add is one operation where the processor has it: of a product that is added nothing is rounded
-    or lost to overflow, and NaN and infinity are as in two.
-    """
-
-    @intrinsic
-    def tile(typing, p, p_first, q, q_first, y, y_first, start, sizes, moves):
-        """`moves`: in p, then in q, of a, b and d; then in p of r, in q of c, in y of r and of c."""
-        signature = types.void(p, p_first, q, q_first, y, y_first, start, sizes, moves)
-
-        def generate(context, builder, signature, arguments):
-            form, lanes, itemsize = _vector(context, signature.args[0])
-            fused = cgutils.get_or_insert_function(
-                builder.module,
-                ir.FunctionType(form, [form] * 3),
-                f"llvm.fmuladd.v{lanes}f{8 * itemsize}",
-            )
-            zeros = _mask([0] * lanes)
-
-            def number(value):
-                return ir.Constant(ir.IntType(64), value)
-
-            def at(place, first, *steps):
-                for move, times in steps:
-                    first = builder.add(first, builder.mul(move, times))
-                pointer = data(context, builder, signature.args[place], arguments[place])
-                return builder.gep(pointer, [first])
-
-            def spread(pointer):
-                value = builder.insert_element(
-                    ir.Constant(form, ir.Undefined), builder.load(pointer), ir.Constant(ir.IntType(32), 0)
-                )
-                return builder.shuffle_vector(value, value, zeros)
-
-            sizes = [builder.extract_value(arguments[7], i) for i in range(3)]
-            moves = [builder.extract_value(arguments[8], i) for i in range(10)]
-            p_moves, q_moves, (p_row, q_column, y_row, y_column) = moves[:3], moves[3:6], moves[6:]
-            places = {
-                (r, c): at(4, arguments[5], (y_row, number(r)), (y_column, number(c)))
-                for r in range(rows)
-                for c in range(columns)
-            }
-            sums = {}
-            for r in range(rows):
-                first = spread(at(6, number(r))) if weights else None
-                for c in range(columns):
-                    value = first if weights else _load(builder, places[r, c], form, itemsize)
-                    sums[r, c] = cgutils.alloca_once(builder, form)
-                    builder.store(value, sums[r, c])
-            with (
-                cgutils.for_range(builder, sizes[0]) as a,
-                cgutils.for_range(builder, sizes[1]) as b,
-                cgutils.for_range(builder, sizes[2]) as d,
-            ):
-                step = (a.index, b.index, d.index)
-                p_place = at(0, arguments[1], *zip(p_moves, step, strict=True))
-                q_place = at(2, arguments[3], *zip(q_moves, step, strict=True))
-                q = [
-                    _load(builder, builder.gep(q_place, [builder.mul(q_column, number(c))]), form, itemsize)
-                    for c in range(columns)
-                ]
-                for r in range(rows):
-                    place = builder.gep(p_place, [builder.mul(p_row, number(r))])
-                    p = spread(place) if weights else _load(builder, place, form, itemsize)
-                    for c in range(columns):
-                        builder.store(builder.call(fused, (p, q[c], builder.load(sums[r, c]))), sums[r, c])
-            for place in places:
-                _store(builder, builder.load(sums[place]), places[place], itemsize)
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    return tile
-
-
-_conv_tile = _tile(_CHANNELS, _PLACES, True)
-_conv_column = _tile(_CHANNELS, 1, True)
-_conv_row = _tile(1, _ROW, True)
-_conv_one = _tile(1, 1, True)
-_grad_tile = _tile(_CHANNELS, _PLACES, False)
-_grad_column = _tile(_CHANNELS, 1, False)
-_grad_row = _tile(1, _PLACES, False)
-_grad_one = _tile(1, 1, False)
-
-
-@njit(**OPTIONS)
-def _pack(x, first, stride, count, size, y, place):
-    """y[place + lanes j + i] = x[first + stride i + j] for j < size, and 0 for rows i from count on."""
-    lanes = _lanes(x)
-    if size >= lanes:
-        for j in range(0, size, lanes):
-            j = min(j, size - lanes)  # the last overlaps
-            _turn_in(x, first + j, stride, count, y, place + lanes * j)
-    else:
-        for j in range(size):
-            for i in range(lanes):
-                y[place + lanes * j + i] = x[first + stride * i + j] if i < count else 0
-
-
-@njit(**OPTIONS)
-def _unpack(x, place, count, size, y, first, stride):
-    """y[first + stride i + j] = x[place + lanes j + i] for j < size and rows i below count."""
-    lanes = _lanes(x)
-    if size >= lanes:
-        for j in range(0, size, lanes):
-            j = min(j, size - lanes)
-            _turn_out(x, place + lanes * j, y, first + j, stride, count)
-    else:
-        for i in range(count):
-            for j in range(size):
-                y[first + stride * i + j] = x[place + lanes * j + i]
+_region = stack_of(3 * CHANNELS * _REGION)
+_sums = stack_of(_TAPS * CHANNELS * PLACES)
+_start = stack_of(1)
+_runs = numbers_of(_TABLES * (_REGION * _RUN + 1))
+_ranges = numbers_of(_RANGES * _TAPS)
 
 
 # --- geometry ------------------------------------------------------------------------------------
@@ -447,12 +154,13 @@ def _one_window(axis_h, axis_w, height, width):
 def _spread_product(x, w, b, saved, activation, slope, n, channels, outputs, area, y, part, parts):
     """`_convolve` of images of one element to images of one window: y = f(b + x w), or f'(saved) x w."""
     m = outputs * area
-    blocks = count_blocks(m, n * channels * m)
+    tiled = in_tiles(n, m, channels)
+    blocks = count_blocks(tiled, m, n * channels * m, parts)
     for block in range(*share(blocks, part, parts)):
         start, stop = edge(m, block, blocks), edge(m, block + 1, blocks)
         size = stop - start
         rest, to = window(w, start, w.size - start), window(y, start, y.size - start)
-        multiply(n, size, channels, x, rest, to, m)
+        multiply(tiled, n, size, channels, x, rest, to, m)
         for i in range(n):
             row = window(y, i * m + start, size)
             if b.size:
@@ -465,28 +173,31 @@ def _spread_product(x, w, b, saved, activation, slope, n, channels, outputs, are
 
 
 @njit(**OPTIONS)
-def _tiles(w, w_first, x, x_first, y, y_first, start, whole, length, sizes, moves):
-    """All places of a run: tiles side by side, the last of which overlaps."""
+def _tiles(w, w_first, x, x_first, y, y_first, start, high, length, sizes, moves):
+    """All places of a run for 1, FEW or CHANNELS channels: tiles side by side, the last of which overlaps."""
     x_step, y_step = moves[7], moves[9]
+    wide = ROW if high == 1 else PLACES
     t = 0
-    if whole:
-        if length >= _PLACES:
-            while t < length:
-                t = min(t, length - _PLACES)
-                _conv_tile(w, w_first, x, x_first + t * x_step, y, y_first + t * y_step, start, sizes, moves)
-                t += _PLACES
-        while t < length:
-            _conv_column(w, w_first, x, x_first + t * x_step, y, y_first + t * y_step, start, sizes, moves)
-            t += 1
-    else:
-        if length >= _ROW:
-            while t < length:
-                t = min(t, length - _ROW)
-                _conv_row(w, w_first, x, x_first + t * x_step, y, y_first + t * y_step, start, sizes, moves)
-                t += _ROW
-        while t < length:
-            _conv_one(w, w_first, x, x_first + t * x_step, y, y_first + t * y_step, start, sizes, moves)
-            t += 1
+    while t < length:
+        full = length >= wide
+        if full:
+            t = min(t, length - wide)
+        x_at, y_at = x_first + t * x_step, y_first + t * y_step
+        if high == CHANNELS:
+            if full:
+                conv_tile(w, w_first, x, x_at, y, y_at, start, sizes, moves)
+            else:
+                conv_column(w, w_first, x, x_at, y, y_at, start, sizes, moves)
+        elif high == FEW:
+            if full:
+                conv_few(w, w_first, x, x_at, y, y_at, start, sizes, moves)
+            else:
+                conv_few_column(w, w_first, x, x_at, y, y_at, start, sizes, moves)
+        elif full:
+            conv_row(w, w_first, x, x_at, y, y_at, start, sizes, moves)
+        else:
+            conv_one(w, w_first, x, x_at, y, y_at, start, sizes, moves)
+        t += wide if full else 1
 
 
 @njit(**OPTIONS)
@@ -540,7 +251,7 @@ def _convolve(
     `shape` is n, groups, then channels of a group, height and width of what is read and of what is written;
     `spread` as in `_reach`, and of w's two numbers of channels the second is then that of what is written.
     """
-    lanes = _lanes(x)
+    lanes = lanes_of(x)
     n, groups, inputs, ih, iw, outputs, oh, ow = shape
     kh, kw = kernel
     axis_h = (kh, strides[0], dilation[0], padding[0], ih)
@@ -548,7 +259,7 @@ def _convolve(
     if spread and groups == 1 and ih == iw == 1 and _one_window(axis_h, axis_w, oh, ow):
         _spread_product(x, w, b, saved, activation, slope, n, inputs, outputs, oh * ow, y, part, parts)
         return
-    blocks, tiles = (n + lanes - 1) // lanes, (outputs + _CHANNELS - 1) // _CHANNELS
+    blocks, tiles = (n + lanes - 1) // lanes, (outputs + CHANNELS - 1) // CHANNELS
     packed = groups * inputs * ih * iw * lanes
     active = min(parts, blocks * groups * tiles, room.size // packed)
     if part >= active:
@@ -561,14 +272,14 @@ def _convolve(
     x_row, x_step = groups * inputs * ih * iw, lanes * (1 if spread else strides[1] * pool[1])
     y_row, area = groups * outputs * oh * ow, oh * ow
     region, start, runs = _region(x), _start(x), _runs()
-    each = _CHANNELS * _REGION * lanes
+    each = CHANNELS * _REGION * lanes
     windows = pool[0] * pool[1]
     unit = start_unit
     while unit < stop_unit:
         block = unit // (groups * tiles)
         end = min(stop_unit, (block + 1) * groups * tiles)
         count = min(lanes, n - block * lanes)
-        _pack(x, block * lanes * x_row, x_row, count, x_row, room, place)
+        pack(x, block * lanes * x_row, x_row, count, x_row, room, place)
         for left in range(0, ow, _REGION):
             columns = min(_REGION, ow - left)
             height = _REGION // columns
@@ -576,9 +287,9 @@ def _convolve(
                 table = k * (_REGION * _RUN + 1)
                 runs[table] = _find_runs(axis_w, spread, left, columns, pool[1], k, runs, table + 1)
             for tile in range(unit, end):
-                group, channel = tile % (groups * tiles) // tiles, tile % tiles * _CHANNELS
-                channels = min(_CHANNELS, outputs - channel)
-                whole = channels == _CHANNELS
+                group, channel = tile % (groups * tiles) // tiles, tile % tiles * CHANNELS
+                channels = min(CHANNELS, outputs - channel)
+                whole = channels == CHANNELS
                 for top in range(0, oh, height):
                     rows = min(height, oh - top)
                     size = rows * columns
@@ -589,13 +300,15 @@ def _convolve(
                         if pool[1] > _TABLES:
                             table = 0
                             runs[0] = _find_runs(
-                                axis_w, spread, left, columns, pool[1], right, runs, _plain(1)
+                                axis_w, spread, left, columns, pool[1], right, runs, plain(1)
                             )
                         else:
                             table = right * (_REGION * _RUN + 1)
-                        for o in range(1 if whole else channels):
+                        o = 0
+                        while o < channels:
+                            high = CHANNELS if whole else FEW if channels - o >= FEW else 1
                             first_o = group * outputs + channel + o
-                            for i in range(_CHANNELS if whole else 1):
+                            for i in range(high):
                                 start[i] = b[first_o + i] if b.size else 0
                             for row in range(rows):
                                 u, u_step, us, i, i_step = _reach(
@@ -618,7 +331,7 @@ def _convolve(
                                         region,
                                         at + ((o * rows + row) * columns + runs[r]) * lanes,
                                         start,
-                                        whole,
+                                        high,
                                         runs[r + 2],
                                         (inputs, us, vs),
                                         (
@@ -634,6 +347,7 @@ def _convolve(
                                             runs[r + 1] * lanes,
                                         ),
                                     )
+                            o += high
                         if activation:
                             activate(window(region, at, channels * moves_y), activation)
                         if k:
@@ -642,7 +356,7 @@ def _convolve(
                             window(region, 2 * each, channels * moves_y)[:] = 0
                     _deliver(
                         region,
-                        _plain(0),
+                        plain(0),
                         count,
                         channels,
                         rows,
@@ -671,7 +385,7 @@ def _convolve(
                             area,
                             ow,
                             saved,
-                            _plain(0),
+                            plain(0),
                         )
         unit = end
 
@@ -679,7 +393,7 @@ def _convolve(
 @njit(**OPTIONS)
 def _deliver(region, place, count, channels, rows, columns, y, first, y_row, area, ow, saved, slope):
     """Channels, rows and columns of a region to where they belong in y, times the slope at `saved`."""
-    lanes = _lanes(region)
+    lanes = lanes_of(region)
     # Of what lies side by side in both as much at once as there is.
     pieces, lines, size = channels, rows, columns
     if columns == ow:
@@ -690,7 +404,7 @@ def _deliver(region, place, count, channels, rows, columns, y, first, y_row, are
         for line in range(lines):
             at = place + (c * rows + line) * columns * lanes
             to = first + c * area + line * ow
-            _unpack(region, at, count, size, y, to, y_row)
+            unpack(region, at, count, size, y, to, y_row)
             if slope and saved.size:
                 for i in range(count):
                     differentiate(window(y, to + i * y_row, size), window(saved, to + i * y_row, size), slope)
@@ -707,16 +421,39 @@ def _inside(tap, axis, count):
 
 
 @njit(**OPTIONS)
+def _first_of(step, each, kw, span):
+    """First column of the kernel of a group of `span`: the last group of a row overlaps the one before."""
+    return min(step % each * span, kw - span)
+
+
+@njit(**OPTIONS)
+def _find_ranges(tap_h, tap_w, span, axis_h, axis_w, oh, ow, ranges, at):
+    """Rows of windows, columns where a group of the kernel's elements is inside, and where each alone."""
+    ranges[at], ranges[at + 1] = _inside(tap_h, axis_h, oh)
+    left, right = 0, ow
+    for j in range(span):
+        start, stop = _inside(tap_w + j, axis_w, ow)
+        left, right = max(left, start), min(right, stop)
+    right = max(left, right)
+    ranges[at + 2], ranges[at + 3] = left, right
+    for j in range(span):
+        start, stop = _inside(tap_w + j, axis_w, ow)
+        place = at + 4 + 4 * j
+        ranges[place], ranges[place + 1] = start, min(left, stop)
+        ranges[place + 2], ranges[place + 3] = max(right, start), stop
+
+
+@njit(**OPTIONS)
 def _grad_tiles(p, p_first, q, q_first, sums, at, start, whole, wide, sizes, moves):
     """Add the products of a stretch of places to the sums of one element of the kernel."""
     if whole and wide:
-        _grad_tile(p, p_first, q, q_first, sums, at, start, sizes, moves)
+        grad_tile(p, p_first, q, q_first, sums, at, start, sizes, moves)
     elif whole:
-        _grad_column(p, p_first, q, q_first, sums, at, start, sizes, moves)
+        grad_column(p, p_first, q, q_first, sums, at, start, sizes, moves)
     elif wide:
-        _grad_row(p, p_first, q, q_first, sums, at, start, sizes, moves)
+        grad_row(p, p_first, q, q_first, sums, at, start, sizes, moves)
     else:
-        _grad_one(p, p_first, q, q_first, sums, at, start, sizes, moves)
+        grad_one(p, p_first, q, q_first, sums, at, start, sizes, moves)
 
 
 @apart(
@@ -732,108 +469,135 @@ def _grad_tiles(p, p_first, q, q_first, sums, at, start, whole, wide, sizes, mov
 def _correlate(a, x, shape, kernel, strides, padding, dilation, room, dw, part, parts):
     """dw[o, c] = sum over all windows of a[o] x[c]; `shape` as in `_convolve`, x read and a written.
 
-    The channels of a tile, p, are of whichever has more; the places of a tile are channels of the other.
+    The channels of a tile, p, are of whichever has more; the places of a tile are channels of the other, q,
+    or, where those of x are fewer, neighbours in a row of the kernel. With fewer tiles than parts, each part
+    has some elements of the kernel.
     """
-    lanes = _lanes(a)
+    lanes = lanes_of(a)
     n, groups, inputs, ih, iw, outputs, oh, ow = shape
     kh, kw = kernel
     axis_h = (kh, strides[0], dilation[0], padding[0], ih)
     axis_w = (kw, strides[1], dilation[1], padding[1], iw)
     if groups == 1 and oh == ow == 1 and _one_window(axis_h, axis_w, ih, iw):
         m = inputs * ih * iw
-        count = count_blocks(m, n * outputs * m)
+        tiled = in_tiles(outputs, m, n)
+        count = count_blocks(tiled, m, n * outputs * m, parts)
         for block in range(*share(count, part, parts)):
             start, stop = edge(m, block, count), edge(m, block + 1, count)
             rest, to = window(x, start, x.size - start), window(dw, start, dw.size - start)
-            gemm(outputs, stop - start, n, a, outputs, True, rest, m, False, to, m)
+            multiply_sums(tiled, outputs, stop - start, n, a, outputs, rest, to, m)
         return
     swapped = inputs > outputs
     p_channels, q_channels = (inputs, outputs) if swapped else (outputs, inputs)
     p_area, q_area = (ih * iw, oh * ow) if swapped else (oh * ow, ih * iw)
     p_row, q_row = groups * p_channels * p_area, groups * q_channels * q_area
-    blocks, tiles = (n + lanes - 1) // lanes, (p_channels + _CHANNELS - 1) // _CHANNELS
+    blocks, tiles = (n + lanes - 1) // lanes, (p_channels + CHANNELS - 1) // CHANNELS
+    along = not swapped and q_channels < PLACES <= kw
+    span = PLACES if along else 1
+    each = (kw + span - 1) // span
     # Each part has what it needs of p, and all of q for itself.
-    active = min(parts, groups * tiles, room.size // (blocks * lanes) // q_row)
-    while active > 1 and blocks * lanes * (p_row + active * q_row) > room.size:
+    sliced = groups * tiles < parts
+    most = room.size // (blocks * lanes)
+    active = min(parts, kh * each) if sliced else min(parts, groups * tiles)
+    while active and (active if sliced else 1) * p_row + active * q_row > most:
         active -= 1
     if part >= active:
         return
-    q_place = blocks * lanes * (p_row + part * q_row)
+    p_place = blocks * lanes * (part * p_row if sliced else 0)
+    q_place = blocks * lanes * ((active if sliced else 1) * p_row + part * q_row)
+    first_tile, stop_tile = (0, groups * tiles) if sliced else share(groups * tiles, part, active)
+    first_step, stop_step = share(kh * each, part, active) if sliced else (0, kh * each)
     q, p = (a, x) if swapped else (x, a)
     for block in range(blocks):
         first, count = block * lanes * q_row, min(lanes, n - block * lanes)
-        _pack(q, first, q_row, count, q_row, room, q_place + first)
+        pack(q, first, q_row, count, q_row, room, q_place + first)
     sums, start, ranges = _sums(a), _start(a), _ranges()
-    height = max(1, _REGION // ow)
     x_steps, a_steps = (strides[0] * iw * lanes, strides[1] * lanes), (ow * lanes, lanes)
     p_steps, q_steps = (x_steps, a_steps) if swapped else (a_steps, x_steps)
-    for tile in range(*share(groups * tiles, part, active)):
-        group, channel = tile // tiles, tile % tiles * _CHANNELS
-        channels = min(_CHANNELS, p_channels - channel)
-        whole = channels == _CHANNELS
+    for tile in range(first_tile, stop_tile):
+        group, channel = tile // tiles, tile % tiles * CHANNELS
+        channels = min(CHANNELS, p_channels - channel)
+        whole = channels == CHANNELS
+        height = max(1, _REGION * (1 if whole else CHANNELS) // ow)
         p_channel = group * p_channels + channel
         for block in range(blocks):
             first, count = block * lanes * p_row, min(lanes, n - block * lanes)
-            size = channels * p_area
-            _pack(p, first + p_channel * p_area, p_row, count, size, room, first + p_channel * p_area * lanes)
+            at, size = p_channel * p_area, channels * p_area
+            pack(p, first + at, p_row, count, size, room, p_place + first + at * lanes)
         for r in range(1 if whole else channels):
             other = 0
             while other < q_channels:
-                wide = q_channels - other >= _PLACES
-                width = _PLACES if wide else 1
+                wide = q_channels - other >= PLACES
+                width = PLACES if wide else 1
                 q_channel = group * q_channels + other
-                for tap in range(0, kh * kw, _TAPS):
-                    taps = min(_TAPS, kh * kw - tap)
+                for step in range(first_step, stop_step, _TAPS):
+                    taps = min(_TAPS, stop_step - step)
                     for t in range(taps):
-                        ranges[4 * t], ranges[4 * t + 1] = _inside((tap + t) // kw, axis_h, oh)
-                        ranges[4 * t + 2], ranges[4 * t + 3] = _inside((tap + t) % kw, axis_w, ow)
+                        _find_ranges(
+                            (step + t) // each,
+                            _first_of(step + t, each, kw, span),
+                            span,
+                            *(axis_h, axis_w, oh, ow, ranges, _RANGES * t),
+                        )
                     sums[:] = 0
                     for block in range(blocks):
-                        p_first = block * lanes * p_row + (p_channel + r) * p_area * lanes
+                        p_first = p_place + block * lanes * p_row + (p_channel + r) * p_area * lanes
                         q_first = q_place + block * lanes * q_row + q_channel * q_area * lanes
                         for top in range(0, oh, height):
                             for t in range(taps):
-                                up, down = max(top, ranges[4 * t]), min(top + height, ranges[4 * t + 1])
-                                left, right = ranges[4 * t + 2], ranges[4 * t + 3]
-                                if up >= down or left >= right:
-                                    continue
-                                i = up * strides[0] + (tap + t) // kw * dilation[0] - padding[0]
-                                j = left * strides[1] + (tap + t) % kw * dilation[1] - padding[1]
-                                x_at, a_at = (i * iw + j) * lanes, (up * ow + left) * lanes
-                                _grad_tiles(
-                                    room,
-                                    p_first + (x_at if swapped else a_at),
-                                    room,
-                                    q_first + (a_at if swapped else x_at),
-                                    sums,
-                                    t * _CHANNELS * _PLACES * lanes,
-                                    start,
-                                    whole,
-                                    wide,
-                                    (1, down - up, right - left),
-                                    (
-                                        0,
-                                        p_steps[0],
-                                        p_steps[1],
-                                        0,
-                                        q_steps[0],
-                                        q_steps[1],
-                                        p_area * lanes,
-                                        q_area * lanes,
-                                        _PLACES * lanes,
-                                        lanes,
-                                    ),
+                                tap_h, tap_w = (step + t) // each, _first_of(step + t, each, kw, span)
+                                up, down = (
+                                    max(top, ranges[_RANGES * t]),
+                                    min(top + height, ranges[_RANGES * t + 1]),
                                 )
+                                for piece in range(1 + 2 * PLACES if along else 1):
+                                    # all elements of the kernel that stand side by side, then each alone
+                                    at = _RANGES * t + 2 + 2 * piece
+                                    left, right = ranges[at], ranges[at + 1]
+                                    if up >= down or left >= right:
+                                        continue
+                                    column = (piece - 1) // 2 if piece else 0
+                                    i = up * strides[0] + tap_h * dilation[0] - padding[0]
+                                    j = left * strides[1] + (tap_w + column) * dilation[1] - padding[1]
+                                    x_at, a_at = (i * iw + j) * lanes, (up * ow + left) * lanes
+                                    _grad_tiles(
+                                        room,
+                                        p_first + (x_at if swapped else a_at),
+                                        room,
+                                        q_first + (a_at if swapped else x_at),
+                                        sums,
+                                        (t * CHANNELS * PLACES + column) * lanes,
+                                        start,
+                                        whole,
+                                        wide or (along and piece == 0),
+                                        (1, down - up, right - left),
+                                        (
+                                            0,
+                                            p_steps[0],
+                                            p_steps[1],
+                                            0,
+                                            q_steps[0],
+                                            q_steps[1],
+                                            p_area * lanes,
+                                            dilation[1] * lanes if along else q_area * lanes,
+                                            PLACES * lanes,
+                                            lanes,
+                                        ),
+                                    )
                     for t in range(taps):
-                        for i in range(_CHANNELS if whole else 1):
-                            for j in range(width):
+                        tap_w = _first_of(step + t, each, kw, span)
+                        done = (step + t) % each * span - tap_w  # of this group, by the one before
+                        for i in range(CHANNELS if whole else 1):
+                            for j in range(done, span if along else width):
+                                near = 0 if along else j
                                 o, c = (
-                                    (group * q_channels + other + j, channel + r + i)
+                                    (group * q_channels + other + near, channel + r + i)
                                     if swapped
-                                    else (p_channel + r + i, other + j)
+                                    else (p_channel + r + i, other + near)
                                 )
-                                dw[(o * inputs + c) * kh * kw + tap + t] = _lane_sum(
-                                    sums, ((t * _CHANNELS + i) * _PLACES + j) * lanes
+                                tap = (step + t) // each * kw + tap_w + (j if along else 0)
+                                dw[(o * inputs + c) * kh * kw + tap] = lane_sum(
+                                    sums, ((t * CHANNELS + i) * PLACES + j) * lanes
                                 )
                 other += width
 
@@ -892,19 +656,19 @@ def _conv2d_forward(
     shape = (n, groups, cg, ih, iw, o // groups, y.shape[2], y.shape[3])
     nothing = window(y, 0, 0)
     _convolve(
-        _flat(x),
-        _flat(w),
-        _flat(b),
-        _flat(nothing),
+        flat(x),
+        flat(w),
+        flat(b),
+        flat(nothing),
         activation,
-        _plain(0),
+        plain(0),
         shape,
         (kh, kw),
         (stride_h, stride_w),
         (padding_top, padding_left),
         (dilation_h, dilation_w),
-        (_plain(1), _plain(1)),
-        _plain(0),
+        (plain(1), plain(1)),
+        plain(0),
         room,
         window(y, 0, y.size),
         nothing,
@@ -940,19 +704,19 @@ def _conv2d_max_pool2d_forward(
     o, cg, kh, kw = w.shape
     shape = (n, groups, cg, ih, iw, o // groups, y.shape[2], y.shape[3])
     _convolve(
-        _flat(x),
-        _flat(w),
-        _flat(b),
-        _flat(window(y, 0, 0)),
+        flat(x),
+        flat(w),
+        flat(b),
+        flat(window(y, 0, 0)),
         activation,
-        _plain(0),
+        plain(0),
         shape,
         (kh, kw),
         (stride_h, stride_w),
         (padding_top, padding_left),
         (dilation_h, dilation_w),
         (pool_h, pool_w),
-        _plain(0),
+        plain(0),
         room,
         window(y, 0, y.size),
         window(position, 0, position.size),
@@ -986,19 +750,19 @@ def _conv2d_input_grad(
     shape = (n, groups, o // groups, da.shape[2], da.shape[3], cg, ih, iw)
     nothing = window(dx, 0, 0)
     _convolve(
-        _flat(da),
-        _flat(w),
-        _flat(nothing),
-        _flat(x),
-        _plain(0),
+        flat(da),
+        flat(w),
+        flat(nothing),
+        flat(x),
+        plain(0),
         activation,
         shape,
         (kh, kw),
         (stride_h, stride_w),
         (padding_top, padding_left),
         (dilation_h, dilation_w),
-        (_plain(1), _plain(1)),
-        _plain(1),
+        (plain(1), plain(1)),
+        plain(1),
         room,
         window(dx, 0, dx.size),
         nothing,
@@ -1030,8 +794,8 @@ def _conv2d_weight_grad(
     o, cg, kh, kw = dw.shape
     shape = (n, groups, cg, ih, iw, o // groups, da.shape[2], da.shape[3])
     _correlate(
-        _flat(da),
-        _flat(x),
+        flat(da),
+        flat(x),
         shape,
         (kh, kw),
         (stride_h, stride_w),
@@ -1138,19 +902,19 @@ def _conv_transpose2d_forward(
     shape = (n, groups, c // groups, ih, iw, og, y.shape[2], y.shape[3])
     nothing = window(y, 0, 0)
     _convolve(
-        _flat(x),
-        _flat(w),
-        _flat(b),
-        _flat(nothing),
+        flat(x),
+        flat(w),
+        flat(b),
+        flat(nothing),
         activation,
-        _plain(0),
+        plain(0),
         shape,
         (kh, kw),
         (stride_h, stride_w),
         (padding_top, padding_left),
         (dilation_h, dilation_w),
-        (_plain(1), _plain(1)),
-        _plain(1),
+        (plain(1), plain(1)),
+        plain(1),
         room,
         window(y, 0, y.size),
         nothing,
@@ -1186,19 +950,19 @@ def _conv_transpose2d_input_grad(
     shape = (n, groups, og, da.shape[2], da.shape[3], c // groups, ih, iw)
     nothing = window(dx, 0, 0)
     _convolve(
-        _flat(da),
-        _flat(w),
-        _flat(nothing),
-        _flat(x),
-        _plain(0),
+        flat(da),
+        flat(w),
+        flat(nothing),
+        flat(x),
+        plain(0),
         activation,
         shape,
         (kh, kw),
         (stride_h, stride_w),
         (padding_top, padding_left),
         (dilation_h, dilation_w),
-        (_plain(1), _plain(1)),
-        _plain(0),
+        (plain(1), plain(1)),
+        plain(0),
         room,
         window(dx, 0, dx.size),
         nothing,
@@ -1232,8 +996,8 @@ def _conv_transpose2d_weight_grad(
     c, og, kh, kw = dw.shape
     shape = (n, groups, og, da.shape[2], da.shape[3], c // groups, ih, iw)
     _correlate(
-        _flat(x),
-        _flat(da),
+        flat(x),
+        flat(da),
         shape,
         (kh, kw),
         (stride_h, stride_w),
@@ -1407,7 +1171,7 @@ def _max_pool2d_forward(
     where = room(x)
     for image in range(*share(n * channels, part, parts)):
         for p in range(oh):
-            u_first, _, u_count, i, _ = _reach(p, axis_h, _plain(0))
+            u_first, _, u_count, i, _ = _reach(p, axis_h, plain(0))
             for left in range(0, ow, where.size):
                 width = min(where.size, ow - left)
                 best = window(y, (image * oh + p) * ow + left, width)
@@ -1461,7 +1225,7 @@ def _max_pool2d_backward(
         if not paired or oh * kernel_h < ih or 2 * ow < iw:
             window(dx, image * ih * iw, ih * iw)[:] = 0
         for p in range(oh):
-            u_first, _, u_count, i, _ = _reach(p, axis_h, _plain(0))
+            u_first, _, u_count, i, _ = _reach(p, axis_h, plain(0))
             for left in range(0, ow, slope.size):
                 width = min(slope.size, ow - left)
                 at = (image * oh + p) * ow + left
@@ -1560,7 +1324,7 @@ def _avg_pool2d_forward(
     real = x.dtype.type
     for image in range(*share(n * channels, part, parts)):
         for p in range(oh):
-            _, _, u_count, i, _ = _reach(p, axis_h, _plain(0))
+            _, _, u_count, i, _ = _reach(p, axis_h, plain(0))
             total = window(y, (image * oh + p) * ow, ow)
             total[:] = 0
             for u in range(u_count):
@@ -1575,7 +1339,7 @@ def _avg_pool2d_forward(
                     total[q] /= count
             else:
                 for q in range(ow):
-                    total[q] /= real(u_count * _reach(q, axis_w, _plain(0))[2])
+                    total[q] /= real(u_count * _reach(q, axis_w, plain(0))[2])
 
 
 @njit(**OPTIONS)
@@ -1606,7 +1370,7 @@ def _avg_pool2d_backward(
         whole = window(dx, image * ih * iw, ih * iw)
         whole[:] = 0
         for p in range(oh):
-            _, _, u_count, i, _ = _reach(p, axis_h, _plain(0))
+            _, _, u_count, i, _ = _reach(p, axis_h, plain(0))
             for left in range(0, ow, share_of.size):
                 width = min(share_of.size, ow - left)
                 slope = window(dy, (image * oh + p) * ow + left, width)
@@ -1616,7 +1380,7 @@ def _avg_pool2d_backward(
                         share_of[q] = slope[q] / count
                 else:
                     for q in range(width):
-                        share_of[q] = slope[q] / real(u_count * _reach(left + q, axis_w, _plain(0))[2])
+                        share_of[q] = slope[q] / real(u_count * _reach(left + q, axis_w, plain(0))[2])
                 for u in range(u_count):
                     row = window(dx, (image * ih + i + u) * iw, iw)
                     for v in range(kernel_w):

@@ -13,9 +13,7 @@ import numpy as np
 from fastae.kernels.jitted_runtime import (  # says what to install where it is missing
     OPTIONS,
     apart,
-    gemm,
     vector,
-    window,
 )
 
 # isort: split
@@ -370,31 +368,6 @@ def add(total, x):
     """total += x for a row."""
     for j in range(total.size):
         total[j] += x[j]
-
-
-@njit(**OPTIONS)
-def multiply(n, m, k, x, w, y, width):
-    """y = x w for n rows of k numbers and m columns of w; rows of w, as those of y, lie `width` apart.
-
-    BLAS copies w first, in an order that serves many rows: for one row that would take most of the time.
-    """
-    if n != 1:
-        gemm(n, m, k, x, k, False, w, width, False, y, width)
-        return
-    y = window(y, 0, m)
-    whole = k // 4 * 4
-    for j in range(m):
-        y[j] = y.dtype.type(0)
-    for i in range(0, whole, 4):
-        a, b = window(w, i * width, m), window(w, (i + 1) * width, m)
-        c, d = window(w, (i + 2) * width, m), window(w, (i + 3) * width, m)
-        p, q, r, s = x[i], x[i + 1], x[i + 2], x[i + 3]
-        for j in range(m):
-            y[j] += (p * a[j] + q * b[j]) + (r * c[j] + s * d[j])
-    for i in range(whole, k):
-        a, p = window(w, i * width, m), x[i]
-        for j in range(m):
-            y[j] += p * a[j]
 
 
 # --- random bits ---------------------------------------------------------------------------------

@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import inspect
 import logging
+import os
 import platform
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -48,15 +51,10 @@ REALS = {"f": types.float32, "d": types.float64}
 
 ROOM = 256
 
-# Products of fewer multiply-adds than this are one block, and so one thread's.
-_GRAIN = 1 << 19
-_MOST_BLOCKS = 8
-_NARROWEST = 64
+# FLOPs of a batch that are worth a thread, and of a run that are worth a team.
+_WORTH_A_THREAD, _WORTH_A_TEAM = 1.5e6, 1e8
 
-# FLOPs of a batch that are worth a thread: more than for Cython, as blocks of a product are larger here.
-_WORTH_A_THREAD = 2e7
-
-_SPINS = 4000  # looks at a barrier, some microseconds, before the thread sleeps
+_SPINS = 50_000  # looks at a barrier, some tens of microseconds, before the thread sleeps
 
 
 # --- compiling -----------------------------------------------------------------------------------
@@ -267,52 +265,6 @@ def room(typing, array):
 
 
 @intrinsic
-def gemm(typing, m, n, k, a, lda, a_turned, b, ldb, b_turned, c, ldc):
-    """c[m, n] = a b, either factor transposed where its flag is set; rows lie lda, ldb, ldc apart.
-
-    The routine behind ``np.dot``, which itself copies a block of columns before it multiplies.
-    """
-    signature = types.void(m, n, k, a, lda, a_turned, b, ldb, b_turned, c, ldc)
-
-    def generate(context, builder, signature, arguments):
-        m, n, k, a, lda, a_turned, b, ldb, b_turned, c, ldc = arguments
-        real, char = signature.args[9].dtype, ir.IntType(8)
-        size, pointer = context.get_value_type(types.intp), cgutils.voidptr_t
-
-        def number(value):
-            return builder.bitcast(
-                cgutils.alloca_once_value(builder, context.get_constant(real, value)), pointer
-            )
-
-        def start(place, value):
-            return builder.bitcast(data(context, builder, signature.args[place], value), pointer)
-
-        def letter(turned):
-            return builder.select(
-                cgutils.is_not_null(builder, turned), ir.Constant(char, ord("t")), ir.Constant(char, ord("n"))
-            )
-
-        routine = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(
-                ir.IntType(32),
-                [char] * 3 + [size] * 3 + [pointer] * 2 + [size, pointer, size, pointer, pointer, size],
-            ),
-            "numba_xxgemm",
-        )
-        kind = ir.Constant(char, ord("s" if real == types.float32 else "d"))
-        # BLAS counts along columns: it is given the transposed product, c^T = b^T a^T.
-        shape_and_factors = (n, m, k, number(1.0), start(6, b), ldb, start(3, a), lda)
-        builder.call(
-            routine,
-            (kind, letter(b_turned), letter(a_turned), *shape_and_factors, number(0.0), start(9, c), ldc),
-        )
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-@intrinsic
 def call(typing, address, arena, code, line, part, parts):
     """Call the instruction form at an address with a line of the code."""
     signature = types.void(address, arena, code, line, part, parts)
@@ -374,6 +326,9 @@ def _store(typing, array, place, value):
 
     return signature, generate
 
+
+# Which processor a thread is on, where it can be told to leave it.
+_where = getattr(ctypes.PyDLL(None), "sched_getcpu", None) if sys.platform == "linux" else None
 
 #: Number of the system call by which threads sleep and wake, where there is one.
 _FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine(), 0) if sys.platform == "linux" else 0
@@ -457,18 +412,6 @@ def share(size, part, parts):
 
 
 @njit(**OPTIONS)
-def count_blocks(size, work):
-    """Number of blocks that `size` rows or columns of a product are cut into: a matter of its dims alone."""
-    return max(1, min(size // _NARROWEST, work // _GRAIN, _MOST_BLOCKS))
-
-
-@njit(**OPTIONS)
-def edge(size, block, blocks):
-    """Where a block begins: at a multiple of 16."""
-    return size if block == blocks else size * block // blocks // 16 * 16
-
-
-@njit(**OPTIONS)
 def row_of(x, i):
     """``x[i]``, as a window."""
     return window(x, i * x.shape[1], x.shape[1])
@@ -483,8 +426,10 @@ def copy(x, y):
 
 # --- the epoch -----------------------------------------------------------------------------------
 
-# Places in the plan of a run; the first three are of its rows.
-_ROWS, _BATCH, _ORDERED, _TRAINS, _CHECK, _LOSS, _INPUT, _TARGET, _WEIGHT, _OUTPUT = range(10)
+# Places in the plan of a run; the first five are of its rows.
+_ROWS, _BATCH, _ORDERED, _OPENS, _TAIL_OPENS, _TRAINS, _CHECK, _LOSS, _INPUT, _TARGET, _WEIGHT, _OUTPUT = (
+    range(12)
+)
 
 
 _X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -558,7 +503,8 @@ def _run_batches(
             _fetch(target, order, ordered, start, count, arena, plan[_TARGET], part, parts)
         if weights.size:
             _fetch(weights, order, ordered, start, count, arena, plan[_WEIGHT], part, parts)
-        meet(state, parts)
+        if plan[_OPENS if count == size else _TAIL_OPENS]:
+            meet(state, parts)
         for i in range(lines.shape[0] + 1):
             if check and i == check:  # behind a barrier: every thread sees the same loss
                 loss = arena[plan[_LOSS]]
@@ -617,6 +563,24 @@ def _epoch(char: str) -> Any:
 
 
 # --- the executor --------------------------------------------------------------------------------
+
+
+def _move_apart(places: dict[int, int], part: int) -> None:
+    """Leave a processor that another thread of the team is on, for any other.
+
+    Threads that are woken together often share one for milliseconds: who looks at a barrier is busy.
+    """
+    if _where is None:
+        return
+    here = _where()
+    taken = {place for other, place in places.items() if other != part}
+    if here in taken:
+        allowed = os.sched_getaffinity(0)
+        if others := allowed - taken:
+            os.sched_setaffinity(0, others)  # of this thread
+            here = _where()
+            os.sched_setaffinity(0, allowed)
+    places[part] = here
 
 
 class _Blas:
@@ -681,6 +645,11 @@ class Executor:
         """Return the compiled instruction form, which has an ``address``, of a kernel for a dtype.char."""
         raise NotImplementedError
 
+    @staticmethod
+    def keeps_rows(routine: Routine, rows: int, parts: int) -> bool:
+        """Return whether each part has the same rows wherever the table shares out by rows."""
+        raise NotImplementedError
+
     def __init__(self, program: Program, arena: np.ndarray, n_threads: int | None = 1) -> None:
         if n_threads is not None and n_threads < 1:
             raise ValueError(f"n_threads: expected at least 1, got {n_threads}")
@@ -690,6 +659,7 @@ class Executor:
         self._n_threads = n_threads
         self._functions = np.zeros(len(KERNELS), np.int64)
         self._plans: dict[Routine, np.ndarray] = {}
+        self._team: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
 
     def _plan(self, routine: Routine) -> np.ndarray:
         """What a run of a routine is told, but for its rows. What it needs and has not been compiled, is."""
@@ -706,7 +676,19 @@ class Executor:
             return 0 if slot is None else slot.offset
 
         slots = routine.loss, routine.input, routine.target, routine.weight, routine.output
-        return np.array([0, 0, 0, routine.trains, routine.check, *map(offset, slots)], np.int64)
+        return np.array([0, 0, 0, 0, 0, routine.trains, routine.check, *map(offset, slots)], np.int64)
+
+    def _lines(self, routine: Routine, rows: int, parts: int) -> tuple[int, np.ndarray]:
+        """Whether a team meets before the first instruction, and the code with its barriers settled."""
+        code = routine.encode(rows)
+        if parts == 1:
+            return 0, code
+        crossing = 0 if self.keeps_rows(routine, rows, parts) else 1
+        # `barriers` goes by threads that gather all of a small batch, each for itself; here they share it
+        opens = 1 if routine.gathered_by_each else routine.opens(rows)
+        code = code.copy()
+        code[code[:, 1] == 2, 1] = crossing
+        return crossing if opens == 2 else opens, code
 
     def run(
         self,
@@ -751,15 +733,17 @@ class Executor:
         if rows == 0:
             return
         size = self._batch_size
-        code = routine.encode(min(size, rows))
-        tail = routine.encode(rows % size) if rows > size and rows % size else code
+        parts = self._n_threads or team_size(routine, rows, size, _WORTH_A_THREAD, _WORTH_A_TEAM)
+        opens, code = tail_opens, tail = self._lines(routine, min(size, rows), parts)
+        if rows > size and rows % size:
+            tail_opens, tail = self._lines(routine, rows % size, parts)
         plan = self._plans.get(routine)
         if plan is None:
             if len(self._plans) >= 64:  # schedules bring a new routine for each rate
                 self._plans.clear()
             plan = self._plans[routine] = self._plan(routine)
         plan = plan.copy()
-        plan[:3] = rows, min(size, rows), order is not None
+        plan[:5] = rows, min(size, rows), order is not None, opens, tail_opens
         nothing = np.empty((0, 0), self._arena.dtype)
         arguments = (
             *(self._functions, self._arena, self._header, code, tail, plan, data),
@@ -772,7 +756,6 @@ class Executor:
             np.zeros(24, np.int64),
         )
         epoch = _epoch(self._arena.dtype.char)
-        parts = self._n_threads or team_size(routine, rows, size, _WORTH_A_THREAD)
         with one_thread():
             if parts == 1:
                 epoch(*arguments, 0, 1)
@@ -787,28 +770,39 @@ class Executor:
         """
         ready = threading.Event()
         complete = False
+        places: dict[int, int] = {}
 
         def work(part: int) -> None:
             ready.wait()
             if complete:
+                with suppress(OSError):  # who does not come is waited for
+                    _move_apart(places, part)
                 epoch(*arguments, part, parts)
 
-        team: list[threading.Thread] = []
+        threads = self._threads(parts)
+        team: list[Future[None]] = []
         try:
-            for part in range(parts):
-                thread = threading.Thread(target=work, args=(part,), name=f"fastae-{part}", daemon=True)
-                thread.start()
-                team.append(thread)
+            team.extend(threads.submit(work, part) for part in range(parts))
             complete = True
         finally:
             ready.set()
         interrupt: BaseException | None = None
-        while any(thread.is_alive() for thread in team):
+        while not all(done.done() for done in team):
             try:
-                for thread in team:
-                    thread.join()
+                wait(team)
             except BaseException as raised:
                 interrupt = raised
                 control[0] = 1
         if interrupt is not None:
             raise interrupt
+        for done in team:
+            done.result()
+
+    def _threads(self, parts: int) -> ThreadPoolExecutor:
+        """Threads kept for the next run: to start them takes longer than some batches."""
+        if self._team is None or self._team[0] != (
+            os.getpid(),
+            parts,
+        ):  # a process that is forked off has none
+            self._team = (os.getpid(), parts), ThreadPoolExecutor(parts, "fastae")
+        return self._team[1]
