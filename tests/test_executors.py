@@ -349,6 +349,21 @@ def test_same_bits_where_threads_are_chosen(name, monkeypatch):
     assert run(module, net, x, None, batch_size=64, optimizer=fastae.Adam(1e-3)) == first
 
 
+def test_numba_runs_small_batches_the_way_that_is_faster():
+    """And finds out when the other way has become the faster one."""
+    from fastae.kernels.jitted_runtime import Pace
+
+    pace, seconds, chosen = Pace(), {True: 3.0, False: 2.0}, []
+    for run in range(200):
+        if run == 100:
+            seconds = {True: 1.5, False: 2.0}
+        chosen.append(pace.team())
+        pace.took(chosen[-1], seconds[chosen[-1]])
+    assert chosen[:2] == [True, False]
+    assert sum(chosen[2:100]) <= 98 / 16 + 1
+    assert sum(chosen[116:]) >= 84 * 15 / 16 - 1
+
+
 def test_numba_says_what_it_compiles(tmp_path):
     """One line before and one after, on the first process alone; the second has the same bits."""
     load("numba")

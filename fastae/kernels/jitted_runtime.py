@@ -54,6 +54,9 @@ ROOM = 256
 # FLOPs of a batch that are worth a thread, and of a run that are worth a team.
 _WORTH_A_THREAD, _WORTH_A_TEAM = 1.5e6, 1e8
 
+# FLOPs of a batch below which that is tried, not known; one run of so many is of the way that was slower.
+_DOUBTFUL, _RETRIED = 2e7, 16
+
 _SPINS = 50_000  # looks at a barrier, some tens of microseconds, before the thread sleeps
 
 
@@ -620,6 +623,29 @@ def one_thread() -> AbstractContextManager[None]:
     return _BLAS
 
 
+class Pace:
+    """Whether runs of a routine go faster by a team or by one thread: tried, and tried again now and then.
+
+    It depends on whether processors share a cache, and on what else they have to do. The bits do not.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[bool, float] = {}  # that the last run took, by whether it was a team's
+        self._runs = 0
+
+    def team(self) -> bool:
+        """Whether the next run is a team's."""
+        if len(self._seconds) < 2:
+            return True not in self._seconds
+        faster = self._seconds[True] <= self._seconds[False]
+        return faster != (self._runs % _RETRIED == 0)
+
+    def took(self, team: bool, seconds: float) -> None:
+        """Note what a run took."""
+        self._seconds[team] = seconds
+        self._runs += 1
+
+
 class Executor:
     """Runs a Program as compiled code: a run is one call for each thread.
 
@@ -659,6 +685,7 @@ class Executor:
         self._n_threads = n_threads
         self._functions = np.zeros(len(KERNELS), np.int64)
         self._plans: dict[Routine, np.ndarray] = {}
+        self._paces: dict[tuple[Routine, int], Pace] = {}
         self._team: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
 
     def _plan(self, routine: Routine) -> np.ndarray:
@@ -734,6 +761,12 @@ class Executor:
             return
         size = self._batch_size
         parts = self._n_threads or team_size(routine, rows, size, _WORTH_A_THREAD, _WORTH_A_TEAM)
+        pace = None
+        if self._n_threads is None and parts > 1 and routine.work < _DOUBTFUL:
+            if len(self._paces) >= 64:  # as of plans
+                self._paces.clear()
+            pace = self._paces.setdefault((routine, rows), Pace())
+            parts = parts if pace.team() else 1
         opens, code = tail_opens, tail = self._lines(routine, min(size, rows), parts)
         if rows > size and rows % size:
             tail_opens, tail = self._lines(routine, rows % size, parts)
@@ -757,10 +790,13 @@ class Executor:
         )
         epoch = _epoch(self._arena.dtype.char)
         with one_thread():
+            start = perf_counter()
             if parts == 1:
                 epoch(*arguments, 0, 1)
             else:
                 self._run_team(epoch, arguments, control, parts)
+        if pace is not None:
+            pace.took(parts > 1, perf_counter() - start)
 
     def _run_team(self, epoch: Any, arguments: tuple[Any, ...], control: np.ndarray, parts: int) -> None:
         """Run the epoch on all threads, or, when one cannot be started, on none.
