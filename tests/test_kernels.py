@@ -721,6 +721,8 @@ def cases_of_shares(row: Kernel) -> list[tuple[dict[str, int], dict[str, int]]]:
 PRODUCTS = [
     *((n, k, m) for n in (1, 3, 4, 9, 33) for k, m in ((1, 1), (5, 2), (7, 17), (75, 31), (130, 9))),
     *(
+        (16, 1100, 54),
+        (1100, 8, 54),
         (20, 225, 75),
         (32, 784, 10),
         (32, 10, 784),
@@ -776,6 +778,33 @@ def test_shares_of_products_make_up_the_whole(make_case, same_bits, loaded, name
             expected = case.run(backends.load("numpy"))
             for array, found in run_in_parts(loaded, case, 2).items():
                 same_bits(found + 0.0, expected[array] + 0.0, f"{case}: {array}")
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if "batchnorm" in name and "2d" not in name])
+@pytest.mark.parametrize("backend", ["numba"], indirect=True)
+def test_shares_of_normalised_columns_make_up_the_whole(make_case, same_bits, loaded, name, dtype):
+    """Of fewer columns than parts, too."""
+    row = KERNELS[name]
+    for m in (1, 5, 6, 7, 14, 15, 23, 100):
+        case = make_case(row, sizes(row, {"n": 9, "k": 11, "m": m}), dtype, activation="relu")
+        whole = run_in_parts(loaded, case, 1)
+        for parts in (2, 3, 5, 7, 8):
+            for array, found in run_in_parts(loaded, case, parts).items():
+                same_bits(found, whole[array], f"{case}: {array}, {parts} parts")
+
+
+@pytest.mark.parametrize("backend", ["numba"], indirect=True)
+def test_no_block_of_a_product_is_smaller_than_a_tile(loaded):
+    """Tiles are chosen for the whole of it; a vector has 16 numbers at most, a tile 8 rows."""
+    products = loaded.module.jitted_images
+    count, edge = products.count_blocks.py_func, products.edge.py_func
+    for size, parts in itertools.product(range(1, 1000), (2, 3, 7, 64)):
+        blocks = count(True, size, 1 << 23, parts)
+        edges = [edge(size, block, blocks) for block in range(blocks + 1)]
+        assert edges == sorted(edges)
+        assert edges[0] == 0
+        assert edges[-1] == size
+        assert blocks == 1 or min(np.diff(edges)) >= 16, (size, parts)
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if is_of_images(r)], ids=by_name)

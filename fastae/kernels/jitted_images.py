@@ -445,7 +445,7 @@ def _find_ranges(tap_h, tap_w, span, axis_h, axis_w, oh, ow, ranges, at):
 
 @njit(**OPTIONS)
 def _grad_tiles(p, p_first, q, q_first, sums, at, start, whole, wide, sizes, moves):
-    """Add the products of a stretch of places to the sums of one element of the kernel."""
+    """Add the products of a stretch of places to the sums of an element of the kernel, or of PLACES."""
     if whole and wide:
         grad_tile(p, p_first, q, q_first, sums, at, start, sizes, moves)
     elif whole:

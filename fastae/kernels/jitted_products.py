@@ -33,9 +33,10 @@ from numba.extending import intrinsic
 _LARGEST = 1 << 23  # multiply-adds of a product in tiles
 _PANEL = 1024  # vectors of a factor that is laid out anew
 
-# A block of columns has at least so many multiply-adds and columns: of BLAS, of tiles.
+# A block has at least so many multiply-adds and columns: of BLAS, of tiles. As it ends at a multiple of 8,
+# that is at least a vector's 16.
 _GRAIN, _NARROWEST = 1 << 19, 64
-_GRAIN_OF_TILES, _NARROWEST_OF_TILES = 1 << 14, 16
+_GRAIN_OF_TILES, _NARROWEST_OF_TILES = 1 << 14, 24
 _MOST_BLOCKS = 8
 
 # Vectors of a sum from which its lanes are added in the end; of shorter ones a factor is turned first.
@@ -233,7 +234,7 @@ def in_tiles(rows, columns, depth):
 
 @njit(**OPTIONS)
 def count_blocks(tiled, size, work, parts):
-    """Number of blocks of `size` rows or columns of a product: of BLAS's it is the same for any parts."""
+    """Number of blocks of `size` rows or columns: of tiles one for each part, of BLAS for any parts."""
     if tiled:
         return max(1, min(parts, size // _NARROWEST_OF_TILES, work // _GRAIN_OF_TILES))
     return max(1, min(size // _NARROWEST, work // _GRAIN, _MOST_BLOCKS))
@@ -260,7 +261,7 @@ def cut_weight(tiled, rows, columns, depth, parts):
 @njit(**OPTIONS)
 def edge(size, block, blocks):
     """Where a block begins: at a multiple of 8."""
-    return size if block == blocks else (size * block // blocks + 4) // 8 * 8
+    return size if block == blocks else min(size, (size * block // blocks + 4) // 8 * 8)
 
 
 @njit(**OPTIONS)

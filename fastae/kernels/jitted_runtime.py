@@ -54,7 +54,7 @@ ROOM = 256
 # FLOPs of a batch that are worth a thread, and of a run that are worth a team.
 _WORTH_A_THREAD, _WORTH_A_TEAM = 1.5e6, 1e8
 
-# FLOPs of a batch below which that is tried, not known; one run of so many is of the way that was slower.
+# FLOPs of a whole batch below which that is tried, not known; one run of so many goes the slower way.
 _DOUBTFUL, _RETRIED = 2e7, 16
 
 _SPINS = 50_000  # looks at a barrier, some tens of microseconds, before the thread sleeps
@@ -529,13 +529,15 @@ def _run_batches(
                 first = plan[_OUTPUT] + i * width
                 copy(window(arena, first, width), row_of(out, start + i))
         if part == 0:
-            state[16] = _load(control, 0)  # seen by all threads after the same batch
+            # Seen by all threads after the same batch; in one of two places: who is late reads the other one
+            # while this thread is a batch ahead.
+            state[16 + batch % 2] = _load(control, 0)
         meet(state, parts)
         if part == 0:  # nobody reads the number of updates any more, or again before they meet
             if plan[_TRAINS]:
                 header[0] += 1
             control[1] = batch + 1
-        if state[16]:
+        if state[16 + batch % 2]:
             break
     _exchange_control(before, False)
 
@@ -576,7 +578,7 @@ def _move_apart(places: dict[int, int], part: int) -> None:
     if _where is None:
         return
     here = _where()
-    taken = {place for other, place in places.items() if other != part}
+    taken = {place for other, place in places.copy().items() if other != part}
     if here in taken:
         allowed = os.sched_getaffinity(0)
         if others := allowed - taken:
@@ -649,7 +651,7 @@ class Pace:
 class Executor:
     """Runs a Program as compiled code: a run is one call for each thread.
 
-    The module with the kernels derives from it and sets `instruction`.
+    The module with the kernels derives from it and sets `instruction` and `keeps_rows`.
 
     Parameters
     ----------
@@ -685,8 +687,8 @@ class Executor:
         self._n_threads = n_threads
         self._functions = np.zeros(len(KERNELS), np.int64)
         self._plans: dict[Routine, np.ndarray] = {}
-        self._paces: dict[tuple[Routine, int], Pace] = {}
-        self._team: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
+        self._paces: dict[tuple[float, int], Pace] = {}
+        self._team: tuple[int, int, ThreadPoolExecutor] | None = None  # of which process, how many
 
     def _plan(self, routine: Routine) -> np.ndarray:
         """What a run of a routine is told, but for its rows. What it needs and has not been compiled, is."""
@@ -765,7 +767,7 @@ class Executor:
         if self._n_threads is None and parts > 1 and routine.work < _DOUBTFUL:
             if len(self._paces) >= 64:  # as of plans
                 self._paces.clear()
-            pace = self._paces.setdefault((routine, rows), Pace())
+            pace = self._paces.setdefault((routine.work, rows), Pace())  # a new rate is a new routine
             parts = parts if pace.team() else 1
         opens, code = tail_opens, tail = self._lines(routine, min(size, rows), parts)
         if rows > size and rows % size:
@@ -795,7 +797,7 @@ class Executor:
                 epoch(*arguments, 0, 1)
             else:
                 self._run_team(epoch, arguments, control, parts)
-        if pace is not None:
+        if pace is not None and control[1] == -(-rows // size):  # all batches
             pace.took(parts > 1, perf_counter() - start)
 
     def _run_team(self, epoch: Any, arguments: tuple[Any, ...], control: np.ndarray, parts: int) -> None:
@@ -811,7 +813,7 @@ class Executor:
         def work(part: int) -> None:
             ready.wait()
             if complete:
-                with suppress(OSError):  # who does not come is waited for
+                with suppress(Exception):  # a hint; who does not come would be waited for
                     _move_apart(places, part)
                 epoch(*arguments, part, parts)
 
@@ -822,6 +824,8 @@ class Executor:
             complete = True
         finally:
             ready.set()
+            if not complete:  # more is queued than threads were started for
+                self._team = None
         interrupt: BaseException | None = None
         while not all(done.done() for done in team):
             try:
@@ -836,9 +840,7 @@ class Executor:
 
     def _threads(self, parts: int) -> ThreadPoolExecutor:
         """Threads kept for the next run: to start them takes longer than some batches."""
-        if self._team is None or self._team[0] != (
-            os.getpid(),
-            parts,
-        ):  # a process that is forked off has none
-            self._team = (os.getpid(), parts), ThreadPoolExecutor(parts, "fastae")
-        return self._team[1]
+        process = os.getpid()
+        if self._team is None or self._team[0] != process or self._team[1] < parts:  # a fork has no threads
+            self._team = process, parts, ThreadPoolExecutor(parts, "fastae")
+        return self._team[2]

@@ -112,8 +112,8 @@ class Kernel:
     at_least: Mapping[str, int] = field(default_factory=dict)  # dims the checked call wants larger than 1
     #: What dims and constants must be to each other: in words, and whether they are.
     demands: tuple[tuple[str, Callable[[SimpleNamespace], bool]], ...] = ()
-    #: Whether the threads of `cython` share it out by rows of the batch, each reading of arrays of the batch
-    #: its own rows alone (where there are 4 or more for each): between two such nobody waits for another.
+    #: Whether the threads of `cython` and `numba` share it out by rows of the batch, each reading of
+    #: arrays of the batch its own rows alone (of 4 or 8 and more): between two such nobody waits.
     by_rows: Callable[[SimpleNamespace], bool] | None = None
     #: Whether threads of `cython`, where a Program gives it ``room``, add up their own images first and are
     #: called again when all have done that, with a negative number of parts, to add the sums of both halves.
