@@ -102,6 +102,17 @@ def gemm(typing, m, n, k, a, lda, a_turned, b, ldb, b_turned, c, ldc):
 
 
 @njit(**OPTIONS)
+def _tiles_below(rows, full, x, x_row, w, w_first, y, left, width, zeros, sizes, moves):
+    """All rows of y from column `left` on, as wide as a tile, or, where it is not `full`, as a vector."""
+    for i in range(0, rows, CHANNELS):
+        i = min(i, rows - CHANNELS)
+        if full:
+            conv_tile(x, x_row * i, w, w_first, y, width * i + left, zeros, sizes, moves)
+        else:
+            conv_column(x, x_row * i, w, w_first, y, width * i + left, zeros, sizes, moves)
+
+
+@njit(**OPTIONS)
 def _narrow(rows, columns, depth, x, x_row, x_step, panel, y, width):
     """y[i, j] = sum_d x[x_row i + x_step d] panel[d, j] for fewer columns than the lanes of a panel."""
     lanes = lanes_of(y)
@@ -147,12 +158,7 @@ def _in_tiles(rows, columns, depth, x, x_row, x_step, w, y, width):
         full = columns >= wide and columns - j > lanes
         size = wide if full else lanes
         j = min(j, columns - size)
-        for i in range(0, rows, CHANNELS):
-            i = min(i, rows - CHANNELS)
-            if full:
-                conv_tile(x, x_row * i, w, j, y, width * i + j, zeros, sizes, moves)
-            else:
-                conv_column(x, x_row * i, w, j, y, width * i + j, zeros, sizes, moves)
+        _tiles_below(rows, full, x, x_row, w, j, y, j, width, zeros, sizes, moves)
         j += size
 
 
@@ -213,12 +219,7 @@ def _turned_in_tiles(rows, columns, depth, x, w, y, width):
         j = min(j, columns - size)
         for c in range(size // lanes):
             pack(w, (j + c * lanes) * depth, depth, lanes, depth, panel, c * depth * lanes)
-        for i in range(0, rows, CHANNELS):
-            i = min(i, rows - CHANNELS)
-            if full:
-                conv_tile(x, depth * i, panel, 0, y, width * i + j, zeros, sizes, moves)
-            else:
-                conv_column(x, depth * i, panel, 0, y, width * i + j, zeros, sizes, moves)
+        _tiles_below(rows, full, x, depth, panel, 0, y, j, width, zeros, sizes, moves)
         j += size
 
 
