@@ -27,6 +27,10 @@ _MOST_POOLED = 16
 #: compiled/correlate.h has them for AVX-512. With fewer registers what is made as read may be made again.
 _ROWS, _TILE, _SUMS = 8, 24, 224
 
+#: Places of a channel with its margin, and elements of the kernel, for which it may come image by image
+#: instead, as compiled/image_zeros.h has them.
+_FIELD, _TAPS = 512, 32
+
 
 class ConvOp(Op):
     """y = f(b + the convolution of x and w), or the transposed one."""
@@ -46,7 +50,7 @@ class ConvOp(Op):
         """Where the images it reads are."""
         return to.face(to.place(self.inputs[0]), self.shape)
 
-    def convolve_back(self, to: _Lowering, da: Slot) -> None:
+    def convolve_back(self, to: _Lowering, da: Slot, weight: bool = True) -> None:
         """Emit the gradients from that of the convolution before its activation."""
         (x,) = self.inputs
         if x.needs_gradient:
@@ -55,7 +59,7 @@ class ConvOp(Op):
             saved = self.input(to) if f != "linear" else None
             kernel, w = f"{self.kernel}_input_grad", self.weight(to)
             to.emit(kernel, fused_note(x, f), da=da, w=w, x=saved, activation=f, dx=dx, **self.geometry)
-        if self.trainable:
+        if self.trainable and weight:
             self.weight_grad(to, da)
 
     def gradients(self, to: _Lowering) -> tuple[Slot, Slot | None]:
@@ -173,23 +177,36 @@ class PooledConvOp(ConvOp):
             "y": y.slot if self.f != "linear" else None,
             "activation": self.f,
         }
-        if to.padded and self._is_made_as_read(x):
+        fused = to.padded and self._reads_windows(to, x)
+        if x.needs_gradient or not fused:
+            whole = to.slot(f"{self.name}.da", (to.batch_size, *self.whole), batched=True)
+            to.emit("max_pool2d_backward", note, dx=whole, **back, **self.pooling)
+            self.convolve_back(to, whole, weight=not fused)
+        if self.trainable and fused:
             dw, db = self.gradients(to)
             kernel = "conv2d_max_pool2d_weight_grad"
             self.emit_weight_grad(to, kernel, note, dw=dw, db=db, **back, **self.pool)
-            return
-        whole = to.slot(f"{self.name}.da", (to.batch_size, *self.whole), batched=True)
-        to.emit("max_pool2d_backward", note, dx=whole, **back, **self.pooling)
-        self.convolve_back(to, whole)
 
-    def _is_made_as_read(self, x: Value) -> bool:
-        """Whether the gradient before the pooling has one reader, who makes it as it goes, and but once."""
+    def _reads_windows(self, to: _Lowering, x: Value) -> bool:
+        """Whether the gradient of the weight is made from the windows, not from what they were made of.
+
+        Either it is its one reader, who lays that out as it goes, and but once; or it comes image by image,
+        with channels side by side, and reads the largest number of each window and no other.
+        """
         filters, channels, kh, kw = self.w.shape
         rows = min(filters // int(self.geometry["groups"]), _ROWS)
         once = rows * (channels if channels > 1 else kw) <= _TILE and rows * channels * kh * kw <= _SUMS
         _, height, width = self.whole
-        all_pooled = height % self.pool["pool_h"] == width % self.pool["pool_w"] == 0
-        return once and all_pooled and not x.needs_gradient
+        pool_h, pool_w = int(self.pool["pool_h"]), int(self.pool["pool_w"])
+        field = math.prod(
+            (size - 1) * int(self.geometry[f"stride_{end}"])
+            + int(self.geometry[f"dilation_{end}"]) * (kernel - 1)
+            + 1
+            for end, size, kernel in (("h", height, kh), ("w", width, kw))
+        )
+        by_image = pool_h * pool_w >= 4 and channels >= to.unit and kh * kw <= _TAPS and kw <= 8
+        all_pooled = height % pool_h == width % pool_w == 0
+        return all_pooled and ((by_image and field <= _FIELD) or (once and not x.needs_gradient))
 
 
 class WindowOp(Op):

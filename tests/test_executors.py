@@ -85,14 +85,18 @@ def run(module, net, x, n_threads, *, batch_size, optimizer, poison=False):
     return losses.tobytes(), out.tobytes(), b"".join(w.tobytes() for w in weights.values())
 
 
+@pytest.mark.parametrize("share", [1, 0.5, 0.05])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", COMPILED)
-def test_same_bits_for_any_number_of_threads(name, dtype):
-    # wide enough that numba cuts its products into several blocks, and ragged
+def test_same_bits_for_any_number_of_threads(name, dtype, share):
+    # wide enough that numba cuts its products into several blocks, and ragged; with zeros to pass over
     net = Network(
-        [Dense(517, "tanh"), BatchNorm(), Dense(70)], [Dense(517, "relu"), Dense(333, "sigmoid")], 333
+        [Dense(517, "tanh"), BatchNorm(activation="relu"), Dense(70)],
+        [Dense(517, "relu"), Dense(333, "sigmoid")],
+        333,
     )
-    x = np.random.default_rng(1).normal(size=(250, 333)).astype(dtype)
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(250, 333)).astype(dtype) * (rng.uniform(size=(250, 333)) < share)
     module = load(name)
     first = run(module, net, x, 1, batch_size=97, optimizer=fastae.Adam(1e-3))
     for n_threads in (2, 3, 5):

@@ -55,6 +55,7 @@ from fastae.kernels.jitted_products import (
     multiply,
     multiply_sums,
     multiply_turned,
+    way_of,
 )
 from fastae.kernels.jitted_runtime import (
     OPTIONS,
@@ -202,13 +203,13 @@ def _adapt(w, g, first, second, t, rate, beta1, beta2, epsilon, decay, decoupled
 
 
 @njit(**OPTIONS)
-def _dense_block(x, w, b, activation, y, tiled, top, bottom, left, right):
+def _dense_block(x, w, b, activation, y, way, top, bottom, left, right):
     """y = f(x w + b) for some rows and columns."""
     k = x.shape[1]
     m = w.shape[1]
     size, first = right - left, top * m + left
     rows, rest = window(x, top * k, (bottom - top) * k), window(w, left, w.size - left)
-    multiply(tiled, bottom - top, size, k, rows, rest, window(y, first, y.size - first), m)
+    multiply(way, bottom - top, size, k, rows, rest, window(y, first, y.size - first), m)
     for i in range(top, bottom):
         row = window(y, i * m + left, size)
         if b.size:
@@ -220,12 +221,12 @@ def _dense_block(x, w, b, activation, y, tiled, top, bottom, left, right):
 def _dense_forward(x, w, b, activation, y, part, parts):
     n, k = x.shape
     m = w.shape[1]
-    tiled = in_tiles(n, m, k)
-    down, across = cut(tiled, n, m, k, parts)
+    way = way_of(n, m, k, x)
+    down, across = cut(way, n, m, k, parts)
     for block in range(*share(down * across, part, parts)):
         i, j = block // across, block % across
         rows, columns = share(n, i, down), (edge(m, j, across), edge(m, j + 1, across))
-        _dense_block(x, w, b, activation, y, tiled, *rows, *columns)
+        _dense_block(x, w, b, activation, y, way, *rows, *columns)
 
 
 @njit(**OPTIONS)
@@ -263,7 +264,7 @@ def _column_sums(da, sums, left):
 
 
 @njit(**OPTIONS)
-def _weight_grad_block(x, da, dw, tiled, block, down, across):
+def _weight_grad_block(x, da, dw, way, block, down, across):
     """One of `down` x `across` blocks of dw = x^T da; the rows and the columns that it has."""
     n, k = x.shape
     m = da.shape[1]
@@ -277,7 +278,7 @@ def _weight_grad_block(x, da, dw, tiled, block, down, across):
     columns, rest = window(x, top, x.size - top), window(da, left, da.size - left)
     first = top * m + left
     to = window(dw, first, dw.size - first)
-    multiply_sums(tiled, bottom - top, right - left, n, columns, k, rest, to, m)
+    multiply_sums(way, bottom - top, right - left, n, columns, k, rest, to, m)
     return top, bottom, left, right
 
 
@@ -285,10 +286,10 @@ def _weight_grad_block(x, da, dw, tiled, block, down, across):
 def _dense_weight_grad(x, da, dw, db, part, parts):
     n, k = x.shape
     m = da.shape[1]
-    tiled = in_tiles(k, m, n)
-    down, across = cut_weight(tiled, k, m, n, parts)
+    way = way_of(k, m, n, x)
+    down, across = cut_weight(way, k, m, n, parts)
     for block in range(*share(down * across, part, parts)):
-        _weight_grad_block(x, da, dw, tiled, block, down, across)
+        _weight_grad_block(x, da, dw, way, block, down, across)
     if db.size:
         start, stop = share(m, part, parts)
         _column_sums(da, window(db, start, stop - start), start)
@@ -299,10 +300,10 @@ def _dense_sgd(x, da, learning_rate, weight_decay, dw, w, b, part, parts):
     n, k = x.shape
     m = da.shape[1]
     rate, decay = w.dtype.type(learning_rate), w.dtype.type(weight_decay)
-    tiled = in_tiles(k, m, n)
-    down, across = cut_weight(tiled, k, m, n, parts)
+    way = way_of(k, m, n, x)
+    down, across = cut_weight(way, k, m, n, parts)
     for block in range(*share(down * across, part, parts)):
-        top, bottom, left, right = _weight_grad_block(x, da, dw, tiled, block, down, across)
+        top, bottom, left, right = _weight_grad_block(x, da, dw, way, block, down, across)
         # what lies side by side at once
         size = (bottom - top) * m if across == 1 else right - left
         for first in range(top * m + left, bottom * m, m if across > 1 else size):
@@ -340,10 +341,10 @@ def _dense_adam(
     n, k = x.shape
     m = da.shape[1]
     how = (step[0] + 1, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
-    tiled = in_tiles(k, m, n)
-    down, across = cut_weight(tiled, k, m, n, parts)
+    way = way_of(k, m, n, x)
+    down, across = cut_weight(way, k, m, n, parts)
     for block in range(*share(down * across, part, parts)):
-        top, bottom, left, right = _weight_grad_block(x, da, dw, tiled, block, down, across)
+        top, bottom, left, right = _weight_grad_block(x, da, dw, way, block, down, across)
         # what lies side by side at once
         size = (bottom - top) * m if across == 1 else right - left
         for first in range(top * m + left, bottom * m, m if across > 1 else size):
@@ -756,11 +757,11 @@ def _dense_batchnorm_forward(
     running = running_mean, running_var
     n, k = x.shape
     m = w.shape[1]
-    tiled = in_tiles(n, m, k)
-    blocks = count_blocks(tiled, m, n * k * m, parts)
+    way = way_of(n, m, k, x)
+    blocks = count_blocks(way, m, n * k * m, parts)
     for block in range(*share(blocks, part, parts)):
         left, right = edge(m, block, blocks), edge(m, block + 1, blocks)
-        _dense_block(x, w, b, 0, z, tiled, 0, n, left, right)
+        _dense_block(x, w, b, 0, z, way, 0, n, left, right)
         _normalise(z, gamma, beta, activation, epsilon, momentum, *running, y, mean, inv_std, left, right)
 
 
@@ -796,11 +797,11 @@ def _dense_batchnorm_inference(
 ):
     n, k = x.shape
     m = w.shape[1]
-    tiled = in_tiles(n, m, k)
-    blocks = count_blocks(tiled, m, n * k * m, parts)
+    way = way_of(n, m, k, x)
+    blocks = count_blocks(way, m, n * k * m, parts)
     for block in range(*share(blocks, part, parts)):
         left, right = edge(m, block, blocks), edge(m, block + 1, blocks)
-        _dense_block(x, w, b, 0, y, tiled, 0, n, left, right)
+        _dense_block(x, w, b, 0, y, way, 0, n, left, right)
         _follow(y, gamma, beta, running_mean, running_var, activation, epsilon, y, left, right)
 
 

@@ -1,9 +1,10 @@
-"""Products of matrices in Numba: small ones in tiles of registers, large ones by BLAS.
+"""Products of matrices in Numba: small ones in tiles of registers, large ones by BLAS, some without zeros.
 
 BLAS copies a factor into another order before it multiplies, which only many rows repay, and its blocks are
 too large for threads to share what is small. Whether a product is made in tiles goes by its dims alone, and
 so do the blocks of BLAS; in tiles every number is one sum in one order wherever it is cut. So the bits do not
-depend on the number of parts.
+depend on the number of parts. Where a factor is of zeros for the most part, as behind ReLU, these are passed
+over: a matter of all of that factor, of which every part looks at the same rows.
 """
 
 from __future__ import annotations
@@ -15,10 +16,19 @@ from fastae.kernels.jitted_tiles import (
     PLACES,
     conv_column,
     conv_tile,
+    finite_1,
+    finite_4,
+    finite_8,
     grad_column,
     grad_tile,
     lane_sum,
     lanes_of,
+    line_1,
+    line_4,
+    line_8,
+    numbers_of,
+    others_below,
+    others_in,
     pack,
     stack_of,
 )
@@ -42,7 +52,17 @@ _MOST_BLOCKS = 8
 # Vectors of a sum from which its lanes are added in the end; of shorter ones a factor is turned first.
 _LONG = 16
 
+# How a product is made.
+_BLAS, _TILES, _WITHOUT_ZEROS = 0, 1, 2
+
+# Of a product without zeros: rows and vectors of columns at a time, steps whose bits are a word, and the most
+# steps. Such a share of a factor are others at most, and a product has rows and vectors of columns.
+_ROWS, _COLUMNS, _STEPS, _MOST_STEPS = 64, 8, 64, 2048
+_OTHERS, _FEWEST_ROWS, _FEWEST_VECTORS = 0.625, 8, 4
+
 _zeros = stack_of(1)
+_lines = stack_of(_ROWS * _COLUMNS)
+_words = numbers_of(_ROWS * _MOST_STEPS // _STEPS)
 _sums = stack_of(CHANNELS * PLACES)
 _panel = stack_of(_PANEL)
 
@@ -223,6 +243,110 @@ def _turned_in_tiles(rows, columns, depth, x, w, y, width):
         j += size
 
 
+# --- without zeros ---------------------------------------------------------------------------------
+
+
+@njit(**OPTIONS)
+def _lines_of(vectors, words, word, finite, all_of, rows, x, first, x_row, x_step, w, w_first, width, sums):
+    """Add terms to some rows of sums, so many vectors wide."""
+    size = vectors * lanes_of(sums)
+    for i in range(rows):
+        bits, start = words[word + i] if finite else all_of, first + x_row * i
+        if vectors == 8:
+            line_8(x, start, x_step, bits, w, w_first, width, sums, i * size)
+        elif vectors == 4:
+            line_4(x, start, x_step, bits, w, w_first, width, sums, i * size)
+        else:
+            line_1(x, start, x_step, bits, w, w_first, width, sums, i * size)
+
+
+@njit(**OPTIONS)
+def _are_finite(vectors, w, first, width, rows):
+    if vectors == 8:
+        return finite_8(w, first, width, rows)
+    if vectors == 4:
+        return finite_4(w, first, width, rows)
+    return finite_1(w, first, width, rows)
+
+
+@apart(
+    lambda real: (
+        *(types.int64,) * 3,
+        vector(real, readonly=True),
+        *(types.int64,) * 2,
+        vector(real, readonly=True),
+        vector(real),
+        types.int64,
+    )
+)
+@njit(**OPTIONS)
+def _without_zeros(rows, columns, depth, x, x_row, x_step, w, y, width):
+    """`_in_tiles`, the terms alone in which x is not 0. Where w is not finite all of them."""
+    lanes = lanes_of(y)
+    words, sums = _words(), _lines(y)
+    each = (depth + _STEPS - 1) // _STEPS
+    for top in range(0, rows, _ROWS):
+        some = min(_ROWS, rows - top)
+        for e in range(each):
+            first, steps = x_row * top + x_step * _STEPS * e, min(_STEPS, depth - _STEPS * e)
+            whole = some // lanes * lanes if x_row == 1 else 0  # of columns a vector at a time, else of steps
+            for i in range(0, whole, lanes):
+                others_below(x, first + i, x_step, steps, words, e * _ROWS + i)
+            for i in range(whole, some):
+                word, start = types.int64(0), first + x_row * i
+                beside = steps // lanes * lanes if x_step == 1 else 0
+                for d in range(0, beside, lanes):
+                    word |= others_in(x, start + d) << types.int64(d)
+                for d in range(beside, steps):
+                    word |= types.int64(x[start + x_step * d] != 0) << types.int64(d)
+                words[e * _ROWS + i] = word
+        j = 0
+        while j < columns:
+            vectors = 1
+            if columns - j > 4 * lanes and columns >= 8 * lanes:
+                vectors = 8
+            elif columns >= 4 * lanes:
+                vectors = 4
+            size = vectors * lanes
+            j = min(j, columns - size)  # the last overlaps
+            for i in range(some * size):
+                sums[i] = 0
+            for e in range(each):
+                first = width * _STEPS * e + j
+                steps = min(_STEPS, depth - _STEPS * e)
+                finite = _are_finite(vectors, w, first, width, steps)
+                one = types.int64(1)
+                all_of = -one if steps == _STEPS else (one << types.int64(steps)) - one
+                start = x_row * top + x_step * _STEPS * e
+                given = (some, x, start, x_row, x_step, w, first, width, sums)
+                _lines_of(vectors, words, e * _ROWS, finite, all_of, *given)
+            for i in range(some):
+                made, row = window(sums, i * size, size), window(y, width * (top + i) + j, size)
+                for c in range(size):
+                    row[c] = made[c]
+            j += size
+
+
+@njit(**OPTIONS)
+def way_of(rows, columns, depth, x):
+    """How a product with x, [n, k], or with x turned is made: without its zeros if they are many."""
+    n, k = x.shape
+    lanes = lanes_of(x)
+    if n >= _FEWEST_ROWS and depth <= _MOST_STEPS and columns >= _FEWEST_VECTORS * lanes:
+        others = 0
+        for i in range(8):
+            row = window(x, n * i // 8 * k, k)
+            count = 0
+            for j in range(k):
+                count += row[j] != 0
+            others += count
+        # each row of a block costs as much as some 50 vectors, and a term more than in a tile
+        each = 50 / (min(depth, _STEPS) * min(columns // lanes, _COLUMNS))
+        if others <= 8 * k * min(_OTHERS, 0.8 - each):
+            return _WITHOUT_ZEROS
+    return _TILES if in_tiles(rows, columns, depth) else _BLAS
+
+
 # --- whichever is faster ---------------------------------------------------------------------------
 
 
@@ -266,12 +390,15 @@ def edge(size, block, blocks):
 
 
 @njit(**OPTIONS)
-def multiply(tiled, n, m, k, x, w, y, width):
+def multiply(way, n, m, k, x, w, y, width):
     """y = x w for n rows of k numbers and m columns of w; rows of w, as those of y, lie `width` apart.
 
     BLAS copies w first, in an order that serves many rows: for one row that would take most of the time.
     """
-    if tiled:
+    if way == _WITHOUT_ZEROS:
+        _without_zeros(n, m, k, x, k, 1, w, y, width)
+        return
+    if way == _TILES:
         _in_tiles(n, m, k, x, k, 1, w, y, width)
         return
     if n != 1:
@@ -303,9 +430,11 @@ def multiply_turned(tiled, n, m, k, x, w, y, width):
 
 
 @njit(**OPTIONS)
-def multiply_sums(tiled, n, m, k, x, size, da, y, width):
+def multiply_sums(way, n, m, k, x, size, da, y, width):
     """y = x^T da for n columns of x, whose k rows lie `size` apart; those of da and y lie `width` apart."""
-    if tiled:
+    if way == _WITHOUT_ZEROS:
+        _without_zeros(n, m, k, x, 1, size, da, y, width)
+    elif way == _TILES:
         _in_tiles(n, m, k, x, 1, size, da, y, width)
     else:
         gemm(n, m, k, x, size, True, da, width, False, y, width)

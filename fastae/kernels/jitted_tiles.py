@@ -283,6 +283,142 @@ def tile_of(rows, columns, weights):
     return tile
 
 
+def line_of(columns):
+    """Make the inner loop of a product with zeros: a row of so many vectors of sums, each in a register.
+
+    ``y[c] += x[step p] w[w_step p, c]`` for each bit p of a word, the lowest first.
+    """
+
+    @intrinsic
+    def line(typing, x, x_first, x_step, word, w, w_first, w_step, y, y_first):
+        signature = types.void(x, x_first, x_step, word, w, w_first, w_step, y, y_first)
+
+        def generate(context, builder, signature, arguments):
+            form, lanes, itemsize = _vector(context, signature.args[0])
+            integer = ir.IntType(64)
+            fused = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(form, [form] * 3),
+                f"llvm.fmuladd.v{lanes}f{8 * itemsize}",
+            )
+            zeros = _mask([0] * lanes)
+
+            def at(place, first):
+                pointer = data(context, builder, signature.args[place], arguments[place])
+                return builder.gep(pointer, [first])
+
+            places = [
+                at(7, builder.add(arguments[8], ir.Constant(integer, c * lanes))) for c in range(columns)
+            ]
+            sums = [cgutils.alloca_once(builder, form) for _ in places]
+            for place, total in zip(places, sums, strict=True):
+                builder.store(_load(builder, place, form, itemsize), total)
+            left = cgutils.alloca_once(builder, integer)
+            builder.store(arguments[3], left)
+            test, body, done = (builder.append_basic_block(name) for name in ("test", "body", "done"))
+            builder.branch(test)
+            builder.position_at_end(test)
+            word = builder.load(left)
+            builder.cbranch(builder.icmp_unsigned("!=", word, ir.Constant(integer, 0)), body, done)
+            builder.position_at_end(body)
+            p = builder.cttz(word, ir.Constant(ir.IntType(1), 1))
+            builder.store(builder.and_(word, builder.sub(word, ir.Constant(integer, 1))), left)
+            number = builder.load(at(0, builder.add(arguments[1], builder.mul(arguments[2], p))))
+            undefined = ir.Constant(form, ir.Undefined)
+            number = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
+            number = builder.shuffle_vector(number, number, zeros)
+            row = at(4, builder.add(arguments[5], builder.mul(arguments[6], p)))
+            for c, total in enumerate(sums):
+                by = _load(builder, builder.gep(row, [ir.Constant(integer, c * lanes)]), form, itemsize)
+                builder.store(builder.call(fused, (number, by, builder.load(total))), total)
+            builder.branch(test)
+            builder.position_at_end(done)
+            for place, total in zip(places, sums, strict=True):
+                _store(builder, builder.load(total), place, itemsize)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return line
+
+
+def finite_of(columns):
+    """Make a test of a factor: whether so many vectors of each of some rows are finite."""
+
+    @intrinsic
+    def finite(typing, w, first, step, rows):
+        signature = types.int64(w, first, step, rows)
+
+        def generate(context, builder, signature, arguments):
+            w, first, step, rows = arguments
+            form, lanes, itemsize = _vector(context, signature.args[0])
+            source = builder.gep(data(context, builder, signature.args[0], w), [first])
+            sums = [cgutils.alloca_once_value(builder, ir.Constant(form, None)) for _ in range(columns)]
+            with cgutils.for_range(builder, rows) as p:
+                row = builder.gep(source, [builder.mul(step, p.index)])
+                for c, total in enumerate(sums):
+                    place = builder.gep(row, [ir.Constant(ir.IntType(64), c * lanes)])
+                    value = _load(builder, place, form, itemsize)  # its difference from itself is 0 or NaN
+                    builder.store(builder.fadd(builder.load(total), builder.fsub(value, value)), total)
+            total = builder.load(sums[0])
+            for other in sums[1:]:
+                total = builder.fadd(total, builder.load(other))
+            bits = builder.bitcast(
+                builder.fcmp_unordered("uno", total, ir.Constant(form, None)), ir.IntType(lanes)
+            )
+            nothing = builder.icmp_unsigned("==", bits, ir.Constant(bits.type, 0))
+            return builder.zext(nothing, ir.IntType(64))
+
+        return signature, generate
+
+    return finite
+
+
+@intrinsic
+def others_in(typing, x, first):
+    """Bits of a vector: whether x[first + i] is not 0."""
+    signature = types.int64(x, first)
+
+    def generate(context, builder, signature, arguments):
+        form, lanes, itemsize = _vector(context, signature.args[0])
+        source = builder.gep(data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+        is_other = builder.fcmp_unordered(
+            "!=", _load(builder, source, form, itemsize), ir.Constant(form, None)
+        )
+        return builder.zext(builder.bitcast(is_other, ir.IntType(lanes)), ir.IntType(64))
+
+    return signature, generate
+
+
+@intrinsic
+def others_below(typing, x, first, step, count, words, place):
+    """Bits of a vector of columns: bit p of words[place + i], whether x[first + step p + i] is not 0."""
+    signature = types.void(x, first, step, count, words, place)
+
+    def generate(context, builder, signature, arguments):
+        x, first, step, count, words, place = arguments
+        form, lanes, itemsize = _vector(context, signature.args[0])
+        integer = ir.IntType(64)
+        integers = ir.VectorType(integer, lanes)
+        source = builder.gep(data(context, builder, signature.args[0], x), [first])
+        total = cgutils.alloca_once_value(builder, ir.Constant(integers, None))
+        with cgutils.for_range(builder, count) as p:
+            row = _load(builder, builder.gep(source, [builder.mul(step, p.index)]), form, itemsize)
+            is_other = builder.fcmp_unordered("!=", row, ir.Constant(form, None))
+            bit = builder.shl(ir.Constant(integer, 1), p.index)
+            bits = builder.insert_element(ir.Constant(integers, None), bit, ir.Constant(ir.IntType(32), 0))
+            bits = builder.shuffle_vector(bits, bits, _mask([0] * lanes))
+            bits = builder.select(is_other, bits, ir.Constant(integers, None))
+            builder.store(builder.or_(builder.load(total), bits), total)
+        target = builder.gep(data(context, builder, signature.args[4], words), [place])
+        _store(builder, builder.load(total), target, 8)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+line_8, line_4, line_1 = (line_of(columns) for columns in (8, 4, 1))
+finite_8, finite_4, finite_1 = (finite_of(columns) for columns in (8, 4, 1))
 conv_tile = tile_of(CHANNELS, PLACES, True)
 conv_column = tile_of(CHANNELS, 1, True)
 conv_few = tile_of(FEW, PLACES, True)

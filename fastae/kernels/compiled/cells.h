@@ -109,14 +109,6 @@ static inline int few_pay(const Gather *g, Py_ssize_t block)
 }
 #endif
 
-/* Whether no number is infinite or NaN. */
-STATIC int F(all_finite)(const REAL *w, Py_ssize_t size)
-{
-    V nothing = {0};
-    for (Py_ssize_t i = 0; i < size; i += LANES) nothing += F(load_part)(w + i, size - i) * 0;
-    return F(lane_sum)(nothing) == 0;
-}
-
 /* The sources of `count` cells of every image side by side; x is the first channel. */
 STATIC void F(lay_cells)(const Gather *g, const Cells *cells, const Cell *cell, Py_ssize_t count, const REAL *x, REAL *to)
 {

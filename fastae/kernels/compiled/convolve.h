@@ -19,10 +19,14 @@ STATIC void F(gather)(const Gather *g, const REAL *x, const REAL *w, const REAL 
     }
     if (!saved && !position) {
         const Cells cells = cells_of(g, pool_h, pool_w, BLOCK);
-        if (cells.rounds && F(all_finite)(w, g->groups * g->w_group)) {
+        if (cells.rounds && F(are_finite)(w, 0, 1, g->groups * g->w_group)) {
             F(gather_cells)(g, &cells, x, w, bias, activation, pool_h, pool_w, y, part, parts);
             return;
         }
+    }
+    if (!pool_h && !bias && F(can_scatter)(g, x, w, parts)) {
+        F(scatter)(g, x, w, saved, activation, y, part, parts);
+        return;
     }
     F(gather_blocks)(g, x, w, bias, saved, activation, pool_h, pool_w, y, position, part, parts);
 }

@@ -285,6 +285,10 @@ STATIC void F(correlate_place)(const Correlation *k, const REAL *a, const REAL *
 STATIC void F(correlate_tiles)(const Correlation *k, const REAL *a, const REAL *position, const REAL *y, const REAL *x,
                                REAL *dw, REAL *db, Py_ssize_t half, Py_ssize_t halves, Py_ssize_t part, Py_ssize_t parts)
 {
+    if (k->pool_h && F(pools_away)(k)) {
+        F(pooled_tiles)(k, a, position, y, x, dw, db, half, halves, part, parts);
+        return;
+    }
     const Py_ssize_t x_plane = k->xh * k->xw * BLOCK;
     const Py_ssize_t a_plane = k->ah * k->aw / (k->pool_h ? k->pool_h * k->pool_w : 1) * BLOCK;
     const Py_ssize_t a_tiles = (k->a_channels + LANE_ROWS - 1) / LANE_ROWS;

@@ -41,6 +41,21 @@ cdef extern from "kernels.h" nogil:
                  float* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns)
     void dot_f64(const double* a, Py_ssize_t a_row, const double* b, Py_ssize_t b_row, Py_ssize_t m,
                  double* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns)
+    enum: ZERO_STEPS, ZERO_COLUMNS, ZERO_MOST, ZERO_WIDEST
+    double share_of_others_f32(const float* a, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t size)
+    double share_of_others_f64(const double* a, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t size)
+    void zero_product_f32(const float* a, Py_ssize_t a_row, const float* b, Py_ssize_t b_step,
+                          Py_ssize_t steps, const float* bias, float* c, Py_ssize_t c_row,
+                          Py_ssize_t rows, Py_ssize_t columns, int activation)
+    void zero_product_f64(const double* a, Py_ssize_t a_row, const double* b, Py_ssize_t b_step,
+                          Py_ssize_t steps, const double* bias, double* c, Py_ssize_t c_row,
+                          Py_ssize_t rows, Py_ssize_t columns, int activation)
+    void zero_update_f32(const float* a, Py_ssize_t a_step, const float* b, Py_ssize_t b_step,
+                         Py_ssize_t steps, float* c, Py_ssize_t c_row,
+                         Py_ssize_t rows, Py_ssize_t columns, const Update_f32* update)
+    void zero_update_f64(const double* a, Py_ssize_t a_step, const double* b, Py_ssize_t b_step,
+                         Py_ssize_t steps, double* c, Py_ssize_t c_row,
+                         Py_ssize_t rows, Py_ssize_t columns, const Update_f64* update)
     void map_activate_f32(const float* x, float* y, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t size,
                           int activation)
     void map_activate_f64(const double* x, double* y, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t size,
@@ -107,6 +122,7 @@ cdef enum:  # bytes
 
 cdef enum:
     FEW_BANDS = 3  # of rows, which do not pass over a block often enough
+    FEW_ROWS = 8  # for which to look for zeros in a product takes too long
 
 cdef enum:  # when products are shared out by rows
     SMALL_WEIGHT = 1 << 15  # see by_rows; as in the table
@@ -564,12 +580,20 @@ cdef void dense_batchnorm_forward(const real* x, const real* w, const real* b, c
     cdef Py_ssize_t panel, j, end
     if panels < 16 * parts:
         panels = min((panels + parts - 1) // parts * parts, vectors)
-    cdef Py_ssize_t last = share(panels, part + 1, parts)
-    for panel in range(share(panels, part, parts), last):
+    cdef Py_ssize_t first = share(panels, part, parts), last = share(panels, part + 1, parts)
+    cdef bint there = passes_over_zeros(x, ld(k, pad), n, k, k, wide)
+    if there:  # of wider panels
+        j = panel_begin(vectors, first, panels) * lanes
+        end = min(panel_begin(vectors, last, panels) * lanes, wide)
+        product_without_zeros(x, ld(k, pad), w + j, row, k, b + j if b != NULL else NULL, z + j, row, n,
+                              end - j, LINEAR)
+    for panel in range(first, last):
         j = panel_begin(vectors, panel, panels) * lanes
         end = panel_begin(vectors, panel + 1, panels) * lanes
-        outer_product(x, ld(k, pad), 1, w + j, row, k, b + j if b != NULL else NULL, z + j, row, n,
-                      min(end, wide) - j, LINEAR, w + end if panel + 1 < last else <const real*>NULL, 0, 1)
+        if not there:
+            outer_product(x, ld(k, pad), 1, w + j, row, k, b + j if b != NULL else NULL, z + j, row, n,
+                          min(end, wide) - j, LINEAR,
+                          w + end if panel + 1 < last else <const real*>NULL, 0, 1)
         normalise(<const real*>z + j, row, n, min(end, m) - j, gamma + j, beta + j, activation, epsilon,
                   momentum, running_mean + j, running_var + j, y + j, mean + j, inv_std + j)
 
@@ -588,6 +612,17 @@ cdef void dense_batchnorm_inference(const real* x, const real* w, const real* b,
     cdef Py_ssize_t tile = share(panels * bands, part, parts), stop = share(panels * bands, part + 1, parts)
     cdef Py_ssize_t panel, first, last, i, j, end, rows
     cdef real scale[NORM_COLUMNS]
+    if passes_over_zeros(x, ld(k, pad), n, k, k, wide):
+        first, end = share(vectors, part, parts) * lanes, min(share(vectors, part + 1, parts) * lanes, wide)
+        product_without_zeros(x, ld(k, pad), w + first, row, k, b + first if b != NULL else NULL, y + first,
+                              row, n, end - first, LINEAR)
+        end = min(end, m)
+        while first < end:
+            last = min(end - first, NORM_COLUMNS)
+            running_scale(gamma + first, running_var + first, epsilon, scale, last)
+            follow(y + first, y + first, row, n, last, running_mean + first, scale, beta + first, activation)
+            first += last
+        return
     while tile < stop:
         panel = tile // bands
         first = tile - panel * bands

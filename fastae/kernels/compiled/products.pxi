@@ -36,14 +36,69 @@ cdef inline void take_rows(const real** a, real** c, Py_ssize_t c_row, Py_ssize_
         part[0], parts[0] = 0, 1
 
 
+cdef inline bint passes_over_zeros(const real* a, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t size,
+                                   Py_ssize_t steps, Py_ssize_t columns) noexcept nogil:
+    """Whether a product of a, or of a turned round, is faster without a's zeros."""
+    cdef Py_ssize_t vectors = columns * <Py_ssize_t>sizeof(real) // VECTOR_BYTES
+    cdef double others
+    if rows < FEW_ROWS or size > ZERO_WIDEST or vectors < 4:
+        return False
+    if real is float:
+        others = share_of_others_f32(a, row, rows, size)
+    else:
+        others = share_of_others_f64(a, row, rows, size)
+    # each row of a block costs as much as some 50 vectors, and a term more than in a tile
+    return others <= min(0.625, 0.8 - 50.0 / (min(steps, ZERO_STEPS) * min(vectors, ZERO_COLUMNS)))
+
+
+cdef inline Py_ssize_t take_columns(const real** b, real** c, Py_ssize_t* columns, Py_ssize_t part,
+                                    Py_ssize_t parts) noexcept nogil:
+    """This thread's columns of a product, whole vectors of them; gives the first of them."""
+    cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
+    cdef Py_ssize_t vectors = (columns[0] + lanes - 1) // lanes, first = share(vectors, part, parts) * lanes
+    columns[0] = min(share(vectors, part + 1, parts) * lanes, columns[0]) - first
+    b[0] += first
+    c[0] += first
+    return first
+
+
+cdef inline void product_without_zeros(const real* a, Py_ssize_t a_row, const real* b, Py_ssize_t b_step,
+                                       Py_ssize_t steps, const real* bias, real* c, Py_ssize_t c_row,
+                                       Py_ssize_t rows, Py_ssize_t columns, int activation) noexcept nogil:
+    if real is float:
+        zero_product_f32(a, a_row, b, b_step, steps, bias, c, c_row, rows, columns, activation)
+    else:
+        zero_product_f64(a, a_row, b, b_step, steps, bias, c, c_row, rows, columns, activation)
+
+
+cdef inline void gradient_without_zeros(const real* a, Py_ssize_t a_step, const real* b, Py_ssize_t b_step,
+                                        Py_ssize_t steps, real* c, Py_ssize_t c_row, Py_ssize_t rows,
+                                        Py_ssize_t columns, const void* update, Py_ssize_t part,
+                                        Py_ssize_t parts) noexcept nogil:
+    take_columns(&b, &c, &columns, part, parts)
+    if real is float:
+        zero_update_f32(a, a_step, b, b_step, steps, c, c_row, rows, columns, <const Update_f32*>update)
+    else:
+        zero_update_f64(a, a_step, b, b_step, steps, c, c_row, rows, columns, <const Update_f64*>update)
+
+
 cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                         const real* b, Py_ssize_t b_step, Py_ssize_t steps, const real* bias,
                         real* c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns,
                         int activation, const real* after, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """c = f(a b + bias): even tiles, panel by panel, of a large b some steps at a time, so that it is near.
         One of a_row and a_step is 1. `after`: the panel of b that is read next, or NULL."""
+    cdef Py_ssize_t panel, first, last, band, blocks, block, step, count, i, j, next_j, height, rest, size
     if a_row == 1:
         take_rows(&a, &c, c_row, &rows, &part, &parts)
+        if steps <= ZERO_MOST and passes_over_zeros(a, a_step, steps, rows, steps, columns):
+            gradient_without_zeros(a, a_step, b, b_step, steps, c, c_row, rows, columns, NULL, part, parts)
+            return
+    elif passes_over_zeros(a, a_row, rows, steps, steps, columns):
+        first = take_columns(&b, &c, &columns, part, parts)
+        product_without_zeros(a, a_row, b, b_step, steps, bias + first if bias != NULL else NULL, c, c_row,
+                              rows, columns, activation)
+        return
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes
     cdef Py_ssize_t panels = (vectors + TILE_COLUMNS - 1) // TILE_COLUMNS
@@ -51,7 +106,6 @@ cdef void outer_product(const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
     cdef Py_ssize_t bands = (rows + high - 1) // high
     cdef Py_ssize_t each = rows // bands if bands > 0 else 0, more = rows - each * bands
     cdef Py_ssize_t tile = share(panels * bands, part, parts), end = share(panels * bands, part + 1, parts)
-    cdef Py_ssize_t panel, first, last, band, blocks, block, step, count, i, j, next_j, height, rest, size
     cdef Py_ssize_t ask, done
     # of several tiles at a time: a formula takes longer than the vectors of one give a core to do
     cdef bint at_once = parts == 1 and rows * columns * <Py_ssize_t>sizeof(real) <= MADE
@@ -114,6 +168,9 @@ cdef void update_product(const real* a, Py_ssize_t a_step, const real* b, Py_ssi
         cache, as large weights with their moments are. Of b so many columns at a time as are near."""
     cdef Py_ssize_t first_panel = 0, first_band = 0, end_panel, end_band
     take_rows(&a, &c, c_row, &rows, &part, &parts)
+    if steps <= ZERO_MOST and passes_over_zeros(a, a_step, steps, rows, steps, columns):
+        gradient_without_zeros(a, a_step, b, b_step, steps, c, c_row, rows, columns, update, part, parts)
+        return
     cdef Py_ssize_t lanes = VECTOR_BYTES // <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t vectors = (columns + lanes - 1) // lanes
     cdef bint far = rows * columns * <Py_ssize_t>sizeof(real) > NEAR
