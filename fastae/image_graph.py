@@ -28,8 +28,8 @@ _MOST_POOLED = 16
 _ROWS, _TILE, _SUMS = 8, 24, 224
 
 #: Places of a channel with its margin, and elements of the kernel, for which it may come image by image
-#: instead, as compiled/image_zeros.h has them.
-_FIELD, _TAPS = 512, 32
+#: instead, as compiled/image_zeros.h has them for AVX-512.
+_FIELD, _TAPS = 256, 32
 
 
 class ConvOp(Op):

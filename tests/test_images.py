@@ -630,7 +630,7 @@ POOLED_FIRST = {
     ),
     "dilated by image": (Conv2D(3, 3, padding=2, dilation=2, activation="elu"), MaxPool2D(3), (16, 9, 9)),
     "groups by image": (Conv2D(6, (1, 7), groups=2, use_bias=False), MaxPool2D(2), (32, 4, 20)),
-    "many windows": (Conv2D(2, 3, padding=1, activation="relu"), MaxPool2D(2), (16, 20, 20)),
+    "most windows": (Conv2D(2, 1, activation="relu"), MaxPool2D(2), (16, 16, 16)),
 }
 
 

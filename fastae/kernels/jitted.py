@@ -221,11 +221,14 @@ def _dense_block(x, w, b, activation, y, way, top, bottom, left, right):
 def _dense_forward(x, w, b, activation, y, part, parts):
     n, k = x.shape
     m = w.shape[1]
-    way = way_of(n, m, k, x)
+    tiled = in_tiles(n, m, k)
+    way = 1 if tiled else way_of(n, m, k, x, 0, n)
     down, across = cut(way, n, m, k, parts)
     for block in range(*share(down * across, part, parts)):
         i, j = block // across, block % across
         rows, columns = share(n, i, down), (edge(m, j, across), edge(m, j + 1, across))
+        if tiled:  # by its own rows: of others nobody may know yet
+            way = way_of(n, m, k, x, rows[0], rows[1] - rows[0])
         _dense_block(x, w, b, activation, y, way, *rows, *columns)
 
 
@@ -286,7 +289,7 @@ def _weight_grad_block(x, da, dw, way, block, down, across):
 def _dense_weight_grad(x, da, dw, db, part, parts):
     n, k = x.shape
     m = da.shape[1]
-    way = way_of(k, m, n, x)
+    way = way_of(k, m, n, x, 0, n)
     down, across = cut_weight(way, k, m, n, parts)
     for block in range(*share(down * across, part, parts)):
         _weight_grad_block(x, da, dw, way, block, down, across)
@@ -300,7 +303,7 @@ def _dense_sgd(x, da, learning_rate, weight_decay, dw, w, b, part, parts):
     n, k = x.shape
     m = da.shape[1]
     rate, decay = w.dtype.type(learning_rate), w.dtype.type(weight_decay)
-    way = way_of(k, m, n, x)
+    way = way_of(k, m, n, x, 0, n)
     down, across = cut_weight(way, k, m, n, parts)
     for block in range(*share(down * across, part, parts)):
         top, bottom, left, right = _weight_grad_block(x, da, dw, way, block, down, across)
@@ -341,7 +344,7 @@ def _dense_adam(
     n, k = x.shape
     m = da.shape[1]
     how = (step[0] + 1, learning_rate, beta1, beta2, epsilon, weight_decay, decoupled)
-    way = way_of(k, m, n, x)
+    way = way_of(k, m, n, x, 0, n)
     down, across = cut_weight(way, k, m, n, parts)
     for block in range(*share(down * across, part, parts)):
         top, bottom, left, right = _weight_grad_block(x, da, dw, way, block, down, across)
@@ -757,7 +760,7 @@ def _dense_batchnorm_forward(
     running = running_mean, running_var
     n, k = x.shape
     m = w.shape[1]
-    way = way_of(n, m, k, x)
+    way = way_of(n, m, k, x, 0, n)
     blocks = count_blocks(way, m, n * k * m, parts)
     for block in range(*share(blocks, part, parts)):
         left, right = edge(m, block, blocks), edge(m, block + 1, blocks)
@@ -797,7 +800,7 @@ def _dense_batchnorm_inference(
 ):
     n, k = x.shape
     m = w.shape[1]
-    way = way_of(n, m, k, x)
+    way = way_of(n, m, k, x, 0, n)
     blocks = count_blocks(way, m, n * k * m, parts)
     for block in range(*share(blocks, part, parts)):
         left, right = edge(m, block, blocks), edge(m, block + 1, blocks)

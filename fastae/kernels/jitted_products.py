@@ -4,7 +4,8 @@ BLAS copies a factor into another order before it multiplies, which only many ro
 too large for threads to share what is small. Whether a product is made in tiles goes by its dims alone, and
 so do the blocks of BLAS; in tiles every number is one sum in one order wherever it is cut. So the bits do not
 depend on the number of parts. Where a factor is of zeros for the most part, as behind ReLU, these are passed
-over: a matter of all of that factor, of which every part looks at the same rows.
+over. To choose that instead of BLAS every part looks at the same rows of all of the factor; instead of tiles,
+whose bits are the same, a part looks at its own rows.
 """
 
 from __future__ import annotations
@@ -328,14 +329,14 @@ def _without_zeros(rows, columns, depth, x, x_row, x_step, w, y, width):
 
 
 @njit(**OPTIONS)
-def way_of(rows, columns, depth, x):
-    """How a product with x, [n, k], or with x turned is made: without its zeros if they are many."""
-    n, k = x.shape
+def way_of(rows, columns, depth, x, top, n):
+    """How a product with n rows of x, or with these turned, is made: without its zeros if they are many."""
+    k = x.shape[1]
     lanes = lanes_of(x)
     if n >= _FEWEST_ROWS and depth <= _MOST_STEPS and columns >= _FEWEST_VECTORS * lanes:
         others = 0
         for i in range(8):
-            row = window(x, n * i // 8 * k, k)
+            row = window(x, (top + n * i // 8) * k, k)
             count = 0
             for j in range(k):
                 count += row[j] != 0

@@ -6,10 +6,11 @@
  *   pooled        the gradient of a weight under a max-pooling: for each window's largest number the places it was made of
  */
 #ifndef ZERO_FIELD
-#if defined(__GLIBC__)
-#define ZERO_FIELD 512 /* places of the fields of an image, LANES of which are on the stack; others keep it small */
+/* Places of the fields of an image, of which LANES are on the stack. Threads have little of one elsewhere. */
+#if defined(__GLIBC__) || defined(__APPLE__)
+#define ZERO_FIELD (VECTOR_BYTES < 64 ? 512 : 256)
 #else
-#define ZERO_FIELD 64
+#define ZERO_FIELD 0
 #endif
 #define ZERO_PACKED 8192 /* numbers of a weight */
 #define ZERO_PLACES 4096 /* of a plane */
@@ -41,12 +42,14 @@ static inline void F(field_edges)(const F(Field) *f, Py_ssize_t *rows, Py_ssize_
     *columns = most(least(f->columns, f->width - f->left), 0);
 }
 
-/* Fields of LANES images, one behind the other, of `channels` <= LANES planes with the images side by side. */
-STATIC void F(lay_fields)(const F(Field) *f, const REAL *x, Py_ssize_t channels, REAL *fields)
+/* Fields of LANES images, one behind the other, of `channels` <= LANES planes with the images side by side. Gives 0 for
+ * each channel that is finite, else NaN. */
+STATIC V F(lay_fields)(const F(Field) *f, const REAL *x, Py_ssize_t channels, REAL *fields)
 {
     const Py_ssize_t size = F(field_size)(f), plane = f->rows * f->columns * BLOCK;
     Py_ssize_t rows, columns;
     F(field_edges)(f, &rows, &columns);
+    V bad = {0};
     if (rows < f->height || columns < f->width) memset(fields, 0, (size_t)(LANES * size) * sizeof(REAL));
     for (Py_ssize_t p = 0; p < rows; p++)
         for (Py_ssize_t q = 0; q < columns; q++) {
@@ -55,8 +58,13 @@ STATIC void F(lay_fields)(const F(Field) *f, const REAL *x, Py_ssize_t channels,
                 a[c] = c < channels ? F(load)(x + c * plane + (p * f->columns + q) * BLOCK) : (V){0};
             F(transpose)(a);
             REAL *to = fields + ((p + f->top) * f->width + q + f->left) * LANES;
-            UNROLL for (int i = 0; i < LANES; i++) F(store)(to + i * size, a[i]);
+            UNROLL for (int i = 0; i < LANES; i++)
+            {
+                F(store)(to + i * size, a[i]);
+                bad += a[i] * 0;
+            }
         }
+    return bad;
 }
 
 /* The other way; places that the field has not are 0. */
@@ -70,7 +78,7 @@ STATIC void F(take_fields)(const F(Field) *f, const REAL *fields, Py_ssize_t cha
             V a[LANES];
             const int there = p < rows && q < columns;
             const REAL *from = fields + ((p + f->top) * f->width + q + f->left) * LANES;
-            UNROLL for (int i = 0; i < LANES; i++) a[i] = there ? F(load)(from + i * size) : (V){0};
+            UNROLL for (int i = 0; i < LANES; i++) a[i] = there ? F(load)(from + i * size) + 0 : (V){0}; /* never -0 */
             F(transpose)(a);
             UNROLL for (int c = 0; c < LANES; c++)
                 if (c < channels) F(store)(y + c * plane + (p * f->columns + q) * BLOCK, a[c]);
@@ -124,6 +132,7 @@ static inline F(Field) F(field_of_result)(const Gather *g)
 static inline Py_ssize_t F(scattered_beside)(const Gather *g)
 {
     const F(Field) f = F(field_of_result)(g);
+    if (f.height > ZERO_FIELD || f.width > ZERO_FIELD) return 0; /* a stride may be large: the product would overflow */
     return least(least(ZERO_FIELD / (f.height * f.width), ZERO_PACKED / (g->h.kernel * g->w.kernel * g->channels * LANES)),
                  (g->outputs + LANES - 1) / LANES);
 }
@@ -255,7 +264,8 @@ STATIC int F(pools_away)(const Correlation *k)
 {
     const F(Field) f = F(field_of_source)(k);
     return k->pool_h * k->pool_w >= 4 && k->kw <= 8 && k->x_channels >= LANES &&
-           ZERO_CHANNELS * k->kh * k->kw * LANES <= ZERO_PACKED && f.height * f.width <= ZERO_FIELD;
+           ZERO_CHANNELS * k->kh * k->kw * LANES <= ZERO_PACKED && f.height <= ZERO_FIELD &&
+           f.width <= ZERO_FIELD && f.height * f.width <= ZERO_FIELD;
 }
 
 /* The slope of each window of LANES images, its bits, and where it was made, for `count` <= ZERO_STEPS windows from `first`
@@ -266,13 +276,15 @@ STATIC V F(lay_windows)(const Correlation *k, const F(Field) *f, const REAL *dy,
     const Py_ssize_t columns = k->aw / k->pool_w;
     const REAL by = 1 / (REAL)k->pool_w, down = (REAL)(k->stride_h * f->width * LANES);
     const REAL right = (REAL)(k->stride_w * LANES);
+    const V last = F(splat)((REAL)(k->pool_h * k->pool_w - 1));
     V sum = {0};
     Py_ssize_t p = first / columns, q = first % columns;
     for (Py_ssize_t i = 0; i < count; i++) {
         const Py_ssize_t at = (first + i) * BLOCK;
         V slope = F(load)(dy + at);
         if (y && k->activation != LINEAR) slope = F(slope)(slope, F(load)(y + at), k->activation);
-        const V place = F(load)(position + at);
+        V place = F(load)(position + at);
+        place = F(pick)((place >= (V){0}) & (place <= last), place, (V){0}); /* whatever there is, it lies inside */
         const V row = __builtin_convertvector(__builtin_convertvector((place + (REAL)0.5) * by, VI), V);
         const V to = row * down + (place - row * (REAL)k->pool_w) * right;
         const INTEGER base = (INTEGER)((p * k->pool_h * k->stride_h * f->width + q * k->pool_w * k->stride_w) * LANES);
@@ -298,7 +310,7 @@ STATIC __attribute__((noinline)) void F(pooled)(const Correlation *k, const REAL
     REAL slopes[ZERO_BESIDE * ZERO_STEPS * LANES];
     INTEGER places[ZERO_BESIDE * ZERO_STEPS * LANES];
     uint64_t words[ZERO_BESIDE * LANES];
-    V biases[ZERO_CHANNELS] = {{0}};
+    V biases[ZERO_CHANNELS] = {{0}}, bad = {0};
     const F(Field) f = F(field_of_source)(k);
     const Py_ssize_t size = F(field_size)(&f), windows = k->ah / k->pool_h * (k->aw / k->pool_w);
     const Py_ssize_t taps = k->kh * k->kw, together = F(kernel_rows)(k->kw);
@@ -308,7 +320,7 @@ STATIC __attribute__((noinline)) void F(pooled)(const Correlation *k, const REAL
     memset(sums, 0, (size_t)(R * taps * LANES) * sizeof(REAL));
     for (Py_ssize_t n = 0; n < k->blocks; n++)
         for (Py_ssize_t lane = 0; lane < BLOCK; lane += LANES) {
-            F(lay_fields)(&f, x + n * x_n + lane, S, fields);
+            bad += F(lay_fields)(&f, x + n * x_n + lane, S, fields);
             for (Py_ssize_t r = 0, some; r < R; r += some) {
                 some = least(R - r, ZERO_BESIDE);
                 for (Py_ssize_t i = 0; i < windows; i += ZERO_STEPS) {
@@ -328,6 +340,8 @@ STATIC __attribute__((noinline)) void F(pooled)(const Correlation *k, const REAL
                 }
             }
         }
+    /* what a zero would have been multiplied by */
+    for (Py_ssize_t t = 0; t < R * taps; t++) F(store)(sums + t * LANES, F(load)(sums + t * LANES) + bad);
     for (Py_ssize_t r = 0; r < R; r++) {
         for (Py_ssize_t s = 0; s < S; s++)
             for (Py_ssize_t t = 0; t < taps; t++) dw[r * k->dw_a + s * k->dw_x + t] = sums[(r * taps + t) * LANES + s];

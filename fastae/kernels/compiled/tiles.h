@@ -63,6 +63,7 @@ INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_
             }
         }
     }
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < C; j++) acc[r][j] += (V){0}; /* never -0: see zeros.h */
     if (update && update->adam) { /* long: not unrolled, from the first cache */
         REAL g[TILE_MOST_ROWS * TILE_COLUMNS * LANES];
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < C; j++)

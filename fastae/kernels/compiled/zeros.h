@@ -4,7 +4,7 @@
  *   c[r, :] = sum of a(r, p) b[p, :] over the p where a(r, p) is not 0, vectors along the columns
  *
  * The terms that are there are added in the order of the outer tile (tiles.h), and a product with 0 adds nothing as long as
- * b is finite: the bits are the same, and which of the two is taken is a matter of time alone. Where b is not finite
+ * b is finite, but the sign of a zero, which both leave positive: the bits are the same, and which of the two is taken is a matter of time alone. Where b is not finite
  * no term is left out.
  */
 #define ZERO_STEPS 64  /* whose bits are a word, and whose rows of b stay in the first cache */
@@ -17,7 +17,7 @@
 /* Bit i: whether x[i] is not 0, for the first LANES numbers. */
 INLINE uint64_t F(others_than_zero)(const REAL *x)
 {
-    const VI is = F(load)(x) != 0;
+    const VI is = F(load)(x) != (V){0};
 #if defined(__AVX512F__)
 #if REAL_BITS == 32
     return _mm512_movepi32_mask((__m512i)is);
@@ -54,9 +54,9 @@ STATIC void F(words_down)(const REAL *x, Py_ssize_t row, Py_ssize_t rows, Py_ssi
         const Py_ssize_t count = columns - i < LANES ? columns - i : LANES;
         VI low = {0}, high = {0};
         for (Py_ssize_t p = 0; p < rows && p < 32; p++)
-            low |= (F(load_part)(x + p * row + i, count) != 0) & (INTEGER)(1u << p);
+            low |= (F(load_part)(x + p * row + i, count) != (V){0}) & (INTEGER)(1u << p);
         for (Py_ssize_t p = 32; p < rows; p++)
-            high |= (F(load_part)(x + p * row + i, count) != 0) & (INTEGER)(1u << (p - 32));
+            high |= (F(load_part)(x + p * row + i, count) != (V){0}) & (INTEGER)(1u << (p - 32));
         for (Py_ssize_t l = 0; l < count; l++) words[i + l] = (uint32_t)low[l] | (uint64_t)(uint32_t)high[l] << 32;
     }
 }
@@ -107,7 +107,7 @@ INLINE void F(zero_tile)(const int C, const REAL *a, Py_ssize_t a_step, uint64_t
             UNROLL for (int j = 0; j < C - 1; j++) acc[j] += by * F(load)(bp + j * LANES);
             acc[C - 1] += by * F(load_part)(bp + (C - 1) * LANES, last);
         }
-    UNROLL for (int j = 0; j < C; j++) F(store_part)(c + j * LANES, acc[j], j == C - 1 ? last : LANES);
+    UNROLL for (int j = 0; j < C; j++) F(store_part)(c + j * LANES, acc[j] + 0, j == C - 1 ? last : LANES);
 }
 
 /* Have a row of parameters fetched that is updated soon. */
