@@ -52,6 +52,10 @@ enum { SQUARED_ERROR, ABSOLUTE_ERROR, HUBER, CROSS_ENTROPY, CROSS_ENTROPY_OF_LOG
 #define TILE_MOST_ROWS 8
 #define NORM_COLUMNS 80 /* the widest tile, and at least 64 */
 
+/* Have a line fetched that is updated soon. With vectors as wide as a line, a core asks for lines faster than its first
+ * cache can wait for them: the second waits for more at once. */
+#define ASK_TO_UPDATE(line) __builtin_prefetch(line, VECTOR_BYTES < 64, VECTOR_BYTES < 64 ? 3 : 2)
+
 /* Have the first page of what is read soon fetched: a core finds out by itself what comes behind it. */
 static inline void ask_for(const void *from, ptrdiff_t bytes)
 {

@@ -40,15 +40,23 @@ cdef inline bint passes_over_zeros(const real* a, Py_ssize_t row, Py_ssize_t row
                                    Py_ssize_t steps, Py_ssize_t columns) noexcept nogil:
     """Whether a product of a, or of a turned round, is faster without a's zeros."""
     cdef Py_ssize_t vectors = columns * <Py_ssize_t>sizeof(real) // VECTOR_BYTES
-    cdef double others
+    cdef double side_by_side, together, worth, others
     if rows < FEW_ROWS or size > ZERO_WIDEST or vectors < 4:
+        return False
+    side_by_side = <double>vectors / ((vectors + ZERO_COLUMNS - 1) // ZERO_COLUMNS)
+    together = <double>steps / ((steps + ZERO_STEPS - 1) // ZERO_STEPS)
+    # a term costs more than in a tile, and each row of a block as much as so many vectors
+    if VECTOR_BYTES < 64:
+        worth = 0.8 - 50 / (together * side_by_side)
+    else:  # two vectors at a time: a term of a few waits for the one before
+        worth = (0.8 - 100 / (together * side_by_side)) * side_by_side / ZERO_COLUMNS
+    if worth <= 0:
         return False
     if real is float:
         others = share_of_others_f32(a, row, rows, size)
     else:
         others = share_of_others_f64(a, row, rows, size)
-    # each row of a block costs as much as some 50 vectors, and a term more than in a tile
-    return others <= min(0.625, 0.8 - 50.0 / (min(steps, ZERO_STEPS) * min(vectors, ZERO_COLUMNS)))
+    return others <= min(0.625, worth)
 
 
 cdef inline Py_ssize_t take_columns(const real** b, real** c, Py_ssize_t* columns, Py_ssize_t part,

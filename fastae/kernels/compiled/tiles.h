@@ -34,10 +34,10 @@ INLINE void F(outer_tile)(const int R, const int C, const REAL *a, Py_ssize_t a_
         if (update && update->ahead) UNROLL for (int j = 0; j < C; j += 64 / VECTOR_BYTES)
         {
             REAL *next = c + update->ahead + row * c_row + j * LANES;
-            __builtin_prefetch(next, 1);
+            ASK_TO_UPDATE(next);
             if (update->adam) {
-                __builtin_prefetch(next + update->first, 1);
-                __builtin_prefetch(next + update->second, 1);
+                ASK_TO_UPDATE(next + update->first);
+                ASK_TO_UPDATE(next + update->second);
             }
         }
         if (last == LANES) {

@@ -4,15 +4,16 @@
  *   c[r, :] = sum of a(r, p) b[p, :] over the p where a(r, p) is not 0, vectors along the columns
  *
  * The terms that are there are added in the order of the outer tile (tiles.h), and a product with 0 adds nothing as long as
- * b is finite, but the sign of a zero, which both leave positive: the bits are the same, and which of the two is taken is a matter of time alone. Where b is not finite
- * no term is left out.
+ * b is finite, but the sign of a zero, which both leave positive: the bits are the same, and which of the two is taken is a
+ * matter of time alone. Where b is not finite no term is left out.
  */
 #define ZERO_STEPS 64  /* whose bits are a word, and whose rows of b stay in the first cache */
-#define ZERO_COLUMNS (256 / VECTOR_BYTES < 8 ? 256 / VECTOR_BYTES : 8) /* vectors of c that stay in registers */
+#define ZERO_COLUMNS 8 /* vectors of c that stay in registers: as many as a core adds to while one sum is made */
 #define ZERO_WORDS 2048 /* of bits at a time, */
 #define ZERO_WIDEST (ZERO_WORDS / 8 * ZERO_STEPS) /* of at least 8 rows */
-#define ZERO_ROWS 64    /* rows of a weight at a time, */
+#define ZERO_ROWS (VECTOR_BYTES < 64 ? 64 : 32) /* rows of a weight at a time, */
 #define ZERO_MOST 512   /* for the gradients of which there are so many steps at most */
+#define ZERO_SAMPLES (1024 / VECTOR_BYTES) /* vectors that tell how many zeros there are */
 
 /* Bit i: whether x[i] is not 0, for the first LANES numbers. */
 INLINE uint64_t F(others_than_zero)(const REAL *x)
@@ -61,16 +62,19 @@ STATIC void F(words_down)(const REAL *x, Py_ssize_t row, Py_ssize_t rows, Py_ssi
     }
 }
 
-/* How many numbers of `rows` rows are others than 0, as a share of all; a few rows tell. */
+/* How many numbers of `rows` rows are others than 0, as a share of all. Some ZERO_SAMPLES vectors of a few rows tell. */
 STATIC double F(share_of_others)(const REAL *a, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t size)
 {
-    const Py_ssize_t some = rows < 8 ? rows : 8;
-    Py_ssize_t others = 0;
-    for (Py_ssize_t i = 0; i < some; i++)
-        for (Py_ssize_t j = 0; j < size; j += ZERO_STEPS)
-            others += __builtin_popcountll(
-                F(word_of)(a + rows * i / some * row + j, size - j < ZERO_STEPS ? size - j : ZERO_STEPS));
-    return (double)others / (double)(some * size);
+    if (rows < 1 || size < 1) return 1;
+    const Py_ssize_t some = rows < 8 ? rows : 8, vectors = size / LANES;
+    Py_ssize_t others = 0, all = 0;
+    if (vectors == 0)
+        for (; all < some * size; all += size, a += row) others += __builtin_popcountll(F(word_of)(a, size));
+    const Py_ssize_t hop = some * vectors < ZERO_SAMPLES ? 1 : some * vectors / ZERO_SAMPLES, next = rows / some * row;
+    for (Py_ssize_t i = 0; i < some; i++, a += next)
+        for (Py_ssize_t v = i % hop; v < vectors; v += hop, all += LANES)
+            others += __builtin_popcountll(F(others_than_zero)(a + v * LANES));
+    return (double)others / (double)all;
 }
 
 /* Whether rows of b are finite, in so many columns. They are near after that. */
@@ -114,10 +118,10 @@ INLINE void F(zero_tile)(const int C, const REAL *a, Py_ssize_t a_step, uint64_t
 INLINE void F(ask_for_row)(const F(Update) *update, const REAL *w, Py_ssize_t columns)
 {
     for (Py_ssize_t j = 0; j < columns; j += 64 / (Py_ssize_t)sizeof(REAL)) {
-        __builtin_prefetch(w + j, 1);
+        ASK_TO_UPDATE(w + j);
         if (update->adam) {
-            __builtin_prefetch(w + j + update->first, 1);
-            __builtin_prefetch(w + j + update->second, 1);
+            ASK_TO_UPDATE(w + j + update->first);
+            ASK_TO_UPDATE(w + j + update->second);
         }
     }
 }
@@ -131,21 +135,18 @@ INLINE void F(ask_for_row)(const F(Update) *update, const REAL *w, Py_ssize_t co
         } \
         break;
 
-/* Rows of c, in at most ZERO_COLUMNS vectors, for `steps` <= ZERO_STEPS; the words of a row say where a is not 0. With
- * `update` the rows of parameters at `soon` are fetched meanwhile. */
+/* Rows of c, in at most ZERO_COLUMNS vectors, for `steps` <= ZERO_STEPS; the words of a row say where a is not 0, which
+ * counts where b is `finite`. With `update` the rows of parameters at `soon` are fetched meanwhile. */
 STATIC void F(zero_rows)(const REAL *a, Py_ssize_t a_row, Py_ssize_t a_step, const uint64_t *words, Py_ssize_t word_step,
-                         const REAL *b, Py_ssize_t b_step, Py_ssize_t steps, const REAL *start, Py_ssize_t start_row,
-                         REAL *c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns, const F(Update) *update,
-                         const REAL *soon, Py_ssize_t soon_row)
+                         const REAL *b, Py_ssize_t b_step, Py_ssize_t steps, int finite, const REAL *start,
+                         Py_ssize_t start_row, REAL *c, Py_ssize_t c_row, Py_ssize_t rows, Py_ssize_t columns,
+                         const F(Update) *update, const REAL *soon, Py_ssize_t soon_row)
 {
     const Py_ssize_t vectors = (columns + LANES - 1) / LANES, last = columns - (vectors - 1) * LANES;
     const uint64_t all = ~(uint64_t)0 >> (ZERO_STEPS - steps);
-    const int finite = F(are_finite)(b, b_step, steps, columns);
     switch (vectors) {
         ZERO_TILE(1) ZERO_TILE(2) ZERO_TILE(3) ZERO_TILE(4)
-#if VECTOR_BYTES < 64
         ZERO_TILE(5) ZERO_TILE(6) ZERO_TILE(7) ZERO_TILE(8)
-#endif
     }
 }
 #undef ZERO_TILE
@@ -166,10 +167,13 @@ STATIC void F(zero_product)(const REAL *a, Py_ssize_t a_row, const REAL *b, Py_s
         for (Py_ssize_t panel = 0; panel < panels; panel++) {
             const Py_ssize_t j = vectors * panel / panels * LANES, next = vectors * (panel + 1) / panels * LANES;
             const Py_ssize_t wide = (next < columns ? next : columns) - j;
-            for (Py_ssize_t p = 0; p < steps; p += ZERO_STEPS)
-                F(zero_rows)(a + p, a_row, 1, words + p / ZERO_STEPS, each, b + p * b_step + j, b_step,
-                             steps - p < ZERO_STEPS ? steps - p : ZERO_STEPS, p ? c + j : bias ? bias + j : 0,
-                             p ? c_row : 0, c + j, c_row, count, wide, 0, 0, 0);
+            for (Py_ssize_t p = 0; p < steps; p += ZERO_STEPS) {
+                const Py_ssize_t some = steps - p < ZERO_STEPS ? steps - p : ZERO_STEPS;
+                const REAL *bp = b + p * b_step + j;
+                F(zero_rows)(a + p, a_row, 1, words + p / ZERO_STEPS, each, bp, b_step, some,
+                             F(are_finite)(bp, b_step, some, wide), p ? c + j : bias ? bias + j : 0, p ? c_row : 0,
+                             c + j, c_row, count, wide, 0, 0, 0);
+            }
             if (activation != LINEAR) F(map_activate)(c + j, c + j, c_row, count, wide, activation);
         }
     }
@@ -182,6 +186,7 @@ STATIC void F(zero_update)(const REAL *a, Py_ssize_t a_step, const REAL *b, Py_s
     uint64_t words[ZERO_MOST / ZERO_STEPS * ZERO_ROWS];
     REAL made[ZERO_ROWS * ZERO_COLUMNS * LANES];
     const Py_ssize_t vectors = (columns + LANES - 1) / LANES, panels = (vectors + ZERO_COLUMNS - 1) / ZERO_COLUMNS;
+    const int finite = F(are_finite)(b, b_step, steps, columns); /* b is met again and again */
     for (Py_ssize_t i = 0, count; i < rows; i += count) {
         count = rows - i < ZERO_ROWS ? rows - i : ZERO_ROWS;
         for (Py_ssize_t p = 0; p < steps; p += ZERO_STEPS)
@@ -194,8 +199,8 @@ STATIC void F(zero_update)(const REAL *a, Py_ssize_t a_step, const REAL *b, Py_s
             const Py_ssize_t sums_row = update ? ZERO_COLUMNS * LANES : c_row;
             for (Py_ssize_t p = 0; p < steps; p += ZERO_STEPS)
                 F(zero_rows)(a + p * a_step + i, 1, a_step, words + p / ZERO_STEPS * ZERO_ROWS, 1, b + p * b_step + j, b_step,
-                             steps - p < ZERO_STEPS ? steps - p : ZERO_STEPS, p ? sums : 0, sums_row, sums, sums_row, count,
-                             wide, p ? 0 : update, to, c_row);
+                             steps - p < ZERO_STEPS ? steps - p : ZERO_STEPS, finite, p ? sums : 0, sums_row, sums, sums_row,
+                             count, wide, p ? 0 : update, to, c_row);
             if (update) F(update_rows)(update, made, sums_row, to, c_row, count, wide);
         }
     }
