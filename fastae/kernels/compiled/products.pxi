@@ -43,6 +43,8 @@ cdef inline bint passes_over_zeros(const real* a, Py_ssize_t row, Py_ssize_t row
     cdef double side_by_side, together, worth, others
     if rows < FEW_ROWS or size > ZERO_WIDEST or vectors < 4:
         return False
+    if rows * size * vectors < 512 * VECTOR_BYTES:  # so little that to look takes as long as there is to gain
+        return False
     side_by_side = <double>vectors / ((vectors + ZERO_COLUMNS - 1) // ZERO_COLUMNS)
     together = <double>steps / ((steps + ZERO_STEPS - 1) // ZERO_STEPS)
     # a term costs more than in a tile, and each row of a block as much as so many vectors
