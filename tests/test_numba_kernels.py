@@ -456,9 +456,15 @@ def test_layers_of_the_example(layers_of_the_example, same_bits):
 
 
 @pytest.mark.timed
-def test_layers_of_the_example_are_as_fast_as_the_library(layers_of_the_example, slowdown):
-    """One row at a time in both."""
-    TwoLayers, trainer, rows = layers_of_the_example
+@pytest.mark.parametrize(("columns", "hidden", "most"), [(784, 400, 1.05), (225, 75, 1.2)])
+def test_layers_of_the_example_are_as_fast_as_the_library(
+    layers_of_the_example, slowdown, columns, hidden, most
+):
+    """One row at a time in both. A call costs some 0.1 us: of a small layer a tenth, where a core is fast."""
+    TwoLayers, *_ = layers_of_the_example
+    net = fastae.Network([fastae.Dense(hidden, "tanh")], [fastae.Dense(columns)], columns)
+    trainer = fastae.Trainer(net, batch_size=1, seed=0, backend="numba")
+    rows = np.random.default_rng(0).random((112_500 // columns, columns), dtype=np.float32)
     scorer, scores, again = TwoLayers(trainer.weights, "tanh"), np.empty(len(rows), "f4"), np.empty_like(rows)
 
     def library():
@@ -466,4 +472,4 @@ def test_layers_of_the_example_are_as_fast_as_the_library(layers_of_the_example,
         fastae.ops.row_mse(again, rows, out=scores, backend="numba")
 
     with numba_kernels.one_thread():
-        assert slowdown(lambda: scorer.score(rows, scores), than=library) <= 1.05
+        assert slowdown(lambda: scorer.score(rows, scores), than=library) <= most
